@@ -1,0 +1,144 @@
+"""The contract that every architecture meets: sources in, features out, with a state in between.
+
+Interchange is at model level, on (source -> target) pairs, so that a Bahdanau encoder-decoder and a decoder-only
+transformer are scored on the same tokens. `archs.verify.verify_contract` checks every rule written here.
+
+Legend of shapes, used in all of archs/:
+    B  rows of a batch        S  source columns        T  target columns       V  vocabulary
+    D  model width            H  heads                 L  columns in general   N  state size of an SSM
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+class Tokens(NamedTuple):
+    """A batch of sources, LEFT-padded, with at least one real token per row.
+
+    ids: (B, S) int64. mask: (B, S) bool, True = real; None = no padding, known without looking at values.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def start(self) -> Tensor | None:
+        """(B,) int64, the first real column of each row; None without padding."""
+        return None if self.mask is None else (~self.mask).sum(1)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B or 1, S) int64, the position of each token counted from the row's first real one; 0 at pads."""
+        if self.mask is None:
+            return torch.arange(self.ids.shape[1], device=self.ids.device)[None]
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+
+class StateConsumed(RuntimeError):
+    """A state whose cache was written in place by a later call was used again."""
+
+    def __init__(self) -> None:
+        super().__init__("state already consumed; branch with select()")
+
+
+@dataclass(frozen=True)
+class State:
+    """What decoding needs to know of the past: a value, one frozen dataclass per architecture.
+
+    Fields are tensors with a leading batch axis, other States, tuples of these, or None.
+    """
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same state with `function` applied to every tensor leaf."""
+        fields = {field.name: _map(getattr(self, field.name), function) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **fields)
+
+    def leaves(self) -> Iterator[Tensor]:
+        """Every tensor leaf, each (B, ...)."""
+        for field in dataclasses.fields(self):
+            yield from _leaves(getattr(self, field.name))
+
+    def select(self, rows: Tensor) -> Self:
+        """The state of the given rows, an int64 index (K,) or bool mask (B,): an independent copy."""
+        return self.map(lambda leaf: leaf[rows])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: the unique storages behind the leaves, so that views are free and over-allocation is not."""
+        storages = {leaf.untyped_storage()._cdata: leaf.untyped_storage().nbytes() for leaf in self.leaves()}
+        return sum(storages.values())
+
+
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, State):
+        return value.map(function)
+    if isinstance(value, tuple):
+        return tuple(_map(item, function) for item in value)
+    return value
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, State):
+        yield from value.leaves()
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _leaves(item)
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Backbone(nn.Module, ABC, Generic[StateT]):
+    """A sequence architecture. `target` always holds the decoder's INPUTS; labels are the task's affair.
+
+    Built as `Backbone(config, vocab_size)`; `config` is the frozen `Config` of the same file.
+    """
+
+    readout: nn.Linear
+    """Features (..., D) -> logits (..., V)."""
+
+    @abstractmethod
+    def encode(self, source: Tokens, room: int = 0) -> StateT:
+        """Read the source.
+
+        room: under `torch.inference_mode()`, preallocate that many target positions and let the next call write
+        into them (the state is then consumed by that call); ignored elsewhere.
+        """
+
+    @abstractmethod
+    def advance(self, state: StateT, target: Tensor) -> tuple[Tensor, StateT]:
+        """Read target inputs (B, T) -> features (B, T, D) and the state after them; `state` itself is not changed."""
+
+    def features(self, source: Tokens, target: Tensor) -> Tensor:
+        """Features (B, T, D) of a whole target; a decoder-only family overrides it with one pass over both."""
+        return self.advance(self.encode(source), target)[0]
+
+    def decode(self, state: StateT, target: Tensor) -> tuple[Tensor, StateT]:
+        """Logits (B, T, V) of target inputs (B, T), and the state after them."""
+        features, state = self.advance(state, target)
+        return self.readout(features), state
+
+    def forward(self, source: Tokens, target: Tensor) -> Tensor:
+        """Logits (B, T, V) of target inputs (B, T)."""
+        return self.readout(self.features(source, target))
+
+    def alignments(self, source: Tokens, target: Tensor) -> Tensor | None:
+        """Attention of each target position over the source, (B, T, S) with rows summing to at most 1.
+
+        None where the family has no attention to show.
+        """
+        return None

@@ -1,0 +1,1 @@
+"""Tasks: one file = one task, found by its name; each defines a frozen dataclass `class Config(Task)`."""
