@@ -1,8 +1,8 @@
 """Sequence architectures behind one contract. One file that defines `class Config` is one architecture.
 
-    archs.names()                                    the architectures that exist
-    archs.build("gqa", vocab_size=64, n_kv_heads=1)  a Backbone
-    archs.greedy(backbone, source, 32)               generation, the same for all
+archs.names()                                    the architectures that exist
+archs.build("gqa", vocab_size=64, n_kv_heads=1)  a Backbone
+archs.greedy(backbone, source, 32)               generation, the same for all
 """
 
 from __future__ import annotations

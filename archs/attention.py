@@ -1,0 +1,154 @@
+"""What attention architectures share: masks for left-padded batches, and the key-value cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from archs.contract import State, StateConsumed
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each (B, H, L, E)."""
+
+
+def causal_mask(queries: int, keys: int, start: Tensor | None, device: torch.device) -> Tensor | None:
+    """What the last `queries` of `keys` columns may see: bool (B, 1, T, K) or (T, K), lower-right aligned.
+
+    start: (B,) first real column. None where no mask is needed beyond `is_causal`. Pads see themselves, never nothing,
+    so that their unused rows stay finite.
+    """
+    if start is None and queries in (1, keys):
+        return None
+    columns = torch.arange(keys, device=device)
+    return _visible(columns, columns[keys - queries :], start)
+
+
+def _visible(columns: Tensor, query_columns: Tensor, start: Tensor | None) -> Tensor:
+    own = query_columns[..., None]
+    seen = columns <= own
+    if start is not None:
+        seen = ((columns >= start[:, None, None]) & seen) | (columns == own)
+    return seen[:, None] if seen.ndim == 3 else seen
+
+
+def source_mask(start: Tensor | None, columns: int) -> Tensor | None:
+    """Which of `columns` source columns are real: bool (B, 1, 1, S); None without padding."""
+    if start is None:
+        return None
+    return (torch.arange(columns, device=start.device) >= start[:, None])[:, None, None]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Causal attention of (B, Hq, T, E) over (B, H, K, E), Hq a multiple of H, with the mask of `causal_mask`."""
+    return F.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and query.shape[2] > 1,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+
+
+def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax weights (B, Hq, T, K), materialised: for figures only. mask: bool, broadcast to them."""
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    scores = query @ keys.mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)
+
+
+class Lease:
+    """Host-side bookkeeping of preallocated columns: how many are in use, and whether a later call took them over."""
+
+    def __init__(self, filled: int) -> None:
+        self.filled = filled
+        self.spent = False
+
+    def check(self) -> None:
+        """Raises StateConsumed once the columns belong to a later state."""
+        if self.spent:
+            raise StateConsumed
+
+
+@dataclass(frozen=True)
+class Cache(State):
+    """Keys and values of every layer. A value, unless it holds a lease on preallocated columns.
+
+    layers: (keys, values) of (B, H, C, E) each. length: (B,) int64, real tokens read so far.
+    start: (B,) int64, first real column, None without padding.
+    """
+
+    layers: tuple[KeyValue, ...]
+    length: Tensor
+    start: Tensor | None = None
+    lease: Lease | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """As State.map, with a lease of its own; raises StateConsumed for a cache written by a later call."""
+        mapped = super().map(function)
+        if self.lease is None:
+            return mapped
+        self.lease.check()
+        return dataclasses.replace(mapped, lease=Lease(self.lease.filled))
+
+    def positions(self, count: int) -> Tensor:
+        """(B, count) int64, positions of the next tokens."""
+        return self.length[:, None] + torch.arange(count, device=self.length.device)
+
+    def claim(self, count: int) -> Slot:
+        """Where the next `count` columns go; consumes the lease, if there is one. Raises StateConsumed."""
+        device = self.length.device
+        if self.lease is None:
+            past = self.layers[0][0].shape[2]
+            return Slot(self, None, causal_mask(count, past + count, self.start, device))
+        self.lease.check()
+        filled = self.lease.filled
+        if not torch.is_inference_mode_enabled():
+            written = tuple((keys[:, :, :filled], values[:, :, :filled]) for keys, values in self.layers)
+            return dataclasses.replace(self, layers=written, lease=None).claim(count)
+        self.lease.spent = True
+        missing = filled + count - self.layers[0][0].shape[2]
+        layers = tuple((reserve(k, missing + filled), reserve(v, missing + filled)) for k, v in self.layers)
+        grown = dataclasses.replace(self, layers=layers if missing > 0 else self.layers, lease=Lease(filled + count))
+        columns = torch.arange(grown.layers[0][0].shape[2], device=device)
+        queries = self.positions(count) + (0 if self.start is None else self.start[:, None])
+        return Slot(grown, queries[0], _visible(columns, queries, self.start))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Columns claimed for one call: the cache before it, where to write (None = append), and what to see."""
+
+    cache: Cache
+    columns: Tensor | None
+    mask: Tensor | None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
+        """All keys and values of a layer, the new (B, H, T, E) ones included."""
+        old_keys, old_values = self.cache.layers[layer]
+        if self.columns is None:
+            return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+        return old_keys.index_copy_(2, self.columns, keys), old_values.index_copy_(2, self.columns, values)
+
+    def close(self, layers: list[KeyValue], count: int) -> Cache:
+        """The cache after the call."""
+        return dataclasses.replace(self.cache, layers=tuple(layers), length=self.cache.length + count)
+
+
+def reserve(columns: Tensor, room: int) -> Tensor:
+    """(B, H, C, E) -> (B, H, C + room, E), zeros at the end; the same tensor where room is not positive."""
+    return F.pad(columns, (0, 0, 0, room)) if room > 0 else columns
+
+
+def usable_room(room: int) -> int:
+    """`room` where preallocation is allowed (under inference_mode), else 0."""
+    return room if torch.is_inference_mode_enabled() else 0
