@@ -1,0 +1,31 @@
+"""Operations with several backends. One operation is one folder; one file in it is one backend, with no list to edit.
+
+    kernels.selective_scan(u, delta, A, B, C)     the operation, on the best backend that can run these arguments
+    kernels.backends("selective_scan")            each backend, and why it cannot run (None = it can)
+    kernels.ran()                                 which backends have run in this process
+
+Importing this package compiles nothing and needs no compiler; what must be compiled is compiled at its first use.
+
+Legend of shapes, used in all of kernels/:
+    B  rows of a batch     D  channels     L  time steps       N  states per channel    G  groups of channels
+    W  width of a filter   T  queries      S  keys             H  hidden units          E  width of values
+"""
+
+from kernels.additive_attention import additive_attention
+from kernels.causal_conv1d import causal_conv1d
+from kernels.dispatch import backends, fallbacks, forget, operations, ran
+from kernels.selective_scan import selective_scan
+from kernels.selective_state_update import selective_state_update, selective_state_update_
+
+__all__ = [
+    "additive_attention",
+    "backends",
+    "causal_conv1d",
+    "fallbacks",
+    "forget",
+    "operations",
+    "ran",
+    "selective_scan",
+    "selective_state_update",
+    "selective_state_update_",
+]

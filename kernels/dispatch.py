@@ -1,0 +1,124 @@
+"""Which backend runs: found in the folders, chosen by what the arguments are, and remembered.
+
+A backend is a module `kernels/<operation>/<backend>.py` with
+    RANK       int; 'auto' tries the highest first
+    FALLBACK   bool; True if 'auto' should say aloud that it had to use this one
+    why_not(dtype, device) -> str | None    why it cannot run such tensors here, with the remedy; None = it can
+    <operation>(...)                        the operation itself, on arguments that the operation's folder has checked
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROOT = Path(__file__).parent
+_ran: dict[str, list[str]] = {}
+_fallbacks: dict[str, str] = {}
+
+
+def operations() -> list[str]:
+    """The operations that exist, sorted: the packages in this folder."""
+    return sorted(file.parent.name for file in _ROOT.glob("*/__init__.py"))
+
+
+def backends(
+    op: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> dict[str, str | None]:
+    """Each backend of an operation, in the order in which 'auto' tries them, and why it cannot run (None = it can).
+
+    dtype, device: ask about such tensors; None asks about those that suit the backend best. To give a true answer
+    this compiles what must be compiled. Raises ValueError for an unknown operation.
+    """
+    device = None if device is None else torch.device(device)
+    return {name: module.why_not(dtype, device) for name, module in _modules(op).items()}
+
+
+def ran() -> dict[str, list[str]]:
+    """The backends that have run in this process, per operation, in order of first use."""
+    return {op: list(names) for op, names in _ran.items()}
+
+
+def fallbacks() -> dict[str, str]:
+    """The operations for which 'auto' had to use a slow backend in this process, and which."""
+    return dict(_fallbacks)
+
+
+def forget() -> None:
+    """Clear what `ran` and `fallbacks` remember; a fallback is then said aloud again."""
+    _ran.clear()
+    _fallbacks.clear()
+
+
+def run(op: str, backend: str, *arguments: Any) -> Any:
+    """Call the operation on a backend, or on the best one ('auto').
+
+    The tensors among the arguments decide: their common dtype and the device of the first. Raises ValueError if the
+    backend is unknown or cannot run them.
+    """
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor.is_floating_point()))
+    return choose(op, backend, dtype, tensors[0].device)(*arguments)
+
+
+@torch.compiler.assume_constant_result
+def choose(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+    """The function of the backend that is to run, noted as having run.
+
+    Under torch.compile the choice is made once, while tracing: none of it depends on values.
+    """
+    name = _best(op, dtype, device) if backend == "auto" else _named(op, backend, dtype, device)
+    names = _ran.setdefault(op, [])
+    if name not in names:
+        names.append(name)
+    return getattr(_modules(op)[name], op)
+
+
+@functools.cache
+def _modules(op: str) -> dict[str, ModuleType]:
+    if op not in operations():
+        raise ValueError(f"unknown operation {op!r}: expected one of {', '.join(operations())}")
+    stems = [file.stem for file in (_ROOT / op).glob("*.py") if not file.stem.startswith("_")]
+    modules = {stem: importlib.import_module(f"kernels.{op}.{stem}") for stem in stems}
+    return dict(sorted(modules.items(), key=lambda item: -item[1].RANK))
+
+
+def _named(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> str:
+    modules = _modules(op)
+    if backend not in modules:
+        raise ValueError(f"{op} has no backend {backend!r}: expected 'auto' or one of {', '.join(modules)}")
+    if reason := modules[backend].why_not(dtype, device):
+        raise ValueError(f"{op}: the backend {backend!r} cannot run: {reason}")
+    return backend
+
+
+def _best(op: str, dtype: torch.dtype, device: torch.device) -> str:
+    if dtype == torch.float64:
+        return "reference"  # whoever asks for float64 wants the plain maths
+    reasons: dict[str, str] = {}
+    for name, module in _modules(op).items():
+        reason = module.why_not(dtype, device)
+        if reason is None:
+            if module.FALLBACK:
+                _say_fallback(op, name, reasons)
+            return name
+        reasons[name] = reason
+    raise ValueError(f"{op}: no backend can run {dtype} on {device}: {_listed(reasons)}")
+
+
+def _say_fallback(op: str, name: str, reasons: dict[str, str]) -> None:
+    if op not in _fallbacks:
+        _fallbacks[op] = name
+        warnings.warn(f"{op} runs on its slow backend {name!r}: {_listed(reasons)}", stacklevel=2)
+
+
+def _listed(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
