@@ -1,1 +1,116 @@
-"""Tasks: one file = one task, found by its name; each defines a frozen dataclass `class Config(Task)`."""
+"""Tasks behind one contract. One file that defines `class Config(Task)` is one task.
+
+tasks.names()                            the tasks that exist
+tasks.make("recall", keys=64)            a configured task
+tasks.make("./my_task.py")               a user's own
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.tasks.contract import USER_PREFIX, Task
+
+__all__ = ["Task", "load", "make", "names"]
+
+
+def names() -> list[str]:
+    """The tasks in this folder, sorted: the stems of the files that define `class Config`."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if "\nclass Config" in file.read_text(encoding="utf-8"))
+
+
+def load(spec: str) -> ModuleType:
+    """The module of a task, by its name or by the path of a user's own file.
+
+    Raises UserError for an unknown name, a file that is missing or does not run, or one without a usable Config.
+    """
+    if spec.endswith(".py"):
+        module = _load_file(Path(spec).expanduser().resolve())
+    elif spec in names():
+        module = importlib.import_module(f"experiments.tasks.{spec}")
+    else:
+        raise UserError(
+            f"unknown task {spec!r}{_nearest(spec, names())}: expected one of {', '.join(names())}, or a file NAME.py"
+        )
+    _check(module, spec)
+    return module
+
+
+def make(spec: str, **config: Any) -> Task:
+    """The task `spec` (see `load`) with these fields of its Config; JSON lists may stand for tuples.
+
+    Raises UserError, in one sentence, for an unknown key, a value of the wrong type, or what the Config refuses.
+    """
+    made = load(spec).Config
+    try:
+        task: Task = made(**_typed(made, spec, config))
+        hash(task)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"task {spec}: {error}") from error
+    return task
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a user's file once."""
+    name = USER_PREFIX + path.stem.replace(".", "_")
+    if not path.is_file():
+        raise UserError(f"no task file at {path}: expected a Python file that defines class Config(Task)")
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"task file {path} does not import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check(module: ModuleType, spec: str) -> None:
+    """Raises UserError unless the module's Config is a Task that can be made."""
+    made = getattr(module, "Config", None)
+    if not (inspect.isclass(made) and issubclass(made, Task) and dataclasses.is_dataclass(made)):
+        raise UserError(f"{spec} is no task: expected `class Config(Task)`, a frozen keyword-only dataclass")
+    missing = sorted(made.__abstractmethods__) + ([] if hasattr(made, "inputs") else ["inputs"])
+    if missing:
+        raise UserError(f"{spec} is no task yet: its Config does not define {', '.join(missing)}")
+
+
+def _typed(made: type[Task], spec: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Every field's value, of the field's type."""
+    # Imported here: listing the tasks must not pay for it.
+    import jsonargparse
+
+    known = [field.name for field in dataclasses.fields(made)]
+    for key in config:
+        if key not in known:
+            raise UserError(
+                f"task {spec} has no setting {key!r}{_nearest(key, known)}: expected one of {', '.join(known)}"
+            )
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(made)
+    try:
+        return parser.parse_object(config).as_dict()
+    except argparse.ArgumentError as error:
+        raise UserError(f"task {spec}: {' '.join(str(error).split())}") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

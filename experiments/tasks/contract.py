@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,11 @@ PAD, BOS, EOS = 0, 1, 2
 FIRST = 3
 """The first id that is a task's own."""
 UNSCORED = -100
+
+USER_PREFIX = "user_task_"
+"""Modules of users' own files are named with it, so that none shadows another."""
+
+Split = Literal["train", "validation", "test"]
 
 
 class Examples(NamedTuple):
@@ -35,11 +40,38 @@ class Task(ABC):
     """The first is the headline. Known: token_accuracy, exact_match, bits_per_byte (lower is better)."""
     shared_splits: ClassVar[bool] = False
     """The example space is too small, or meant, to be shared between the splits."""
+    own_splits: ClassVar[bool] = False
+    """`draw` keeps the splits apart by itself, so `experiments.data` need not do so by content hash."""
+    shortest: ClassVar[int] = 1
+    """The smallest length that makes sense."""
 
     train_lengths: tuple[int, int]
     """Training lengths, drawn uniformly from this inclusive range, one per block."""
     test_lengths: tuple[int, ...]
     """Lengths of validation and test; those above train_lengths[1] are extrapolation."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, in one sentence, for lengths that make no sense; subclasses add their own checks."""
+        first, last = self.train_lengths
+        if not self.shortest <= first <= last:
+            raise ValueError(
+                f"train_lengths must be [shortest, longest] with {self.shortest} <= shortest <= longest, "
+                f"got {list(self.train_lengths)}"
+            )
+        if not self.test_lengths or min(self.test_lengths) < self.shortest:
+            raise ValueError(
+                f"test_lengths must hold at least one length, none below {self.shortest}, got {list(self.test_lengths)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The task's name: that of its file."""
+        return type(self).__module__.rpartition(".")[2].removeprefix(USER_PREFIX)
+
+    @property
+    def longest(self) -> int:
+        """The greatest length in training, validation and test."""
+        return max(self.train_lengths[1], *self.test_lengths)
 
     @property
     @abstractmethod
@@ -47,11 +79,19 @@ class Task(ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int, length: int) -> Examples:
-        """n fresh examples of one length, vectorised."""
+        """n fresh examples of one length, vectorised; a function of the configuration and of what `rng` gives."""
+
+    def draw(self, rng: np.random.Generator, n: int, length: int, split: Split) -> Examples:
+        """n examples for one split; a task whose data is itself split overrides it and sets `own_splits`."""
+        return self.sample(rng, n, length)
 
     def oracle(self, source: np.ndarray, target: np.ndarray) -> np.ndarray | None:
         """The labels (n, T) as a perfect solver gives them; None where no solver exists."""
         return None
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON for the record about data that is not generated, such as a digest; `notes`: sentences for the report."""
+        return {}
 
     @property
     def generates(self) -> bool:
@@ -63,3 +103,17 @@ def shifted(source: np.ndarray, answer: np.ndarray) -> Examples:
     """Answer tokens (n, A) as a generation task: inputs [BOS, answer], labels [answer, EOS]."""
     edge = np.ones((len(answer), 1), dtype=np.int64)
     return Examples(source, np.hstack([BOS * edge, answer]), np.hstack([answer, EOS * edge]))
+
+
+def choose(rng: np.random.Generator, n: int, population: int, k: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """n rows of k distinct numbers below `population`, in the order drawn: (n, k) int64.
+
+    Without weights every ordered choice is equally likely; with weights (population,) each draw is proportional to
+    the weights of what is left. All rows at once, by the exponential race of Efraimidis and Spirakis (2006).
+    """
+    arrivals = rng.standard_exponential((n, population))
+    if weights is not None:
+        arrivals /= weights
+    first = arrivals.argpartition(k - 1, axis=1)[:, :k]
+    order = np.take_along_axis(arrivals, first, 1).argsort(axis=1)
+    return np.take_along_axis(first, order, 1)
