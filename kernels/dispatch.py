@@ -23,6 +23,7 @@ from torch import Tensor
 _ROOT = Path(__file__).parent
 _ran: dict[str, list[str]] = {}
 _fallbacks: dict[str, str] = {}
+_functions: dict[tuple[str, str], Callable[..., Any]] = {}  # torch.compile looks a function up here; it cannot import
 
 
 def operations() -> list[str]:
@@ -66,20 +67,22 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
     """
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor.is_floating_point()))
-    return choose(op, backend, dtype, tensors[0].device)(*arguments)
+    name = _choose(op, backend, dtype, tensors[0].device)
+    return _functions[op, name](*arguments)
 
 
 @torch.compiler.assume_constant_result
-def choose(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
-    """The function of the backend that is to run, noted as having run.
+def _choose(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> str:
+    """The backend that is to run, noted as having run.
 
-    Under torch.compile the choice is made once, while tracing: none of it depends on values.
+    Under torch.compile this happens once, while tracing: none of it depends on values.
     """
     name = _best(op, dtype, device) if backend == "auto" else _named(op, backend, dtype, device)
     names = _ran.setdefault(op, [])
     if name not in names:
         names.append(name)
-    return getattr(_modules(op)[name], op)
+    _functions[op, name] = getattr(_modules(op)[name], op)
+    return name
 
 
 @functools.cache
