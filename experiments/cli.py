@@ -1,0 +1,304 @@
+"""The command `archlab`. Nothing that `--help` needs imports torch: each command imports what it uses when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import importlib.metadata
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser, get_loader
+
+from experiments.config import Experiment
+from experiments.errors import UserError
+
+RETRY = ("failed", "stale", "oom", "nan", "timeout")
+_TABLES = ("arch", "task", "per_task")
+"""Fields of Experiment that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    0 every cell ended, 1 some failed (or the doctor found something required broken), 2 the user's mistake, told in
+    one sentence on stderr, 130 interrupted.
+    """
+    try:
+        command, given = parse(list(sys.argv[1:] if argv is None else argv))
+        return COMMANDS[command](given)
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _refuse(f"the disk is full ({error.filename or 'while writing'}): free some space and run it again")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _refuse(sentence: str) -> int:
+    print(f"archlab: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command and what was given to it, without defaults: dotted options nested, settings of items included.
+
+    Raises UserError for what it cannot understand, SystemExit after --help and --version.
+    """
+    parser = build_parser(argv[0] if argv else None)
+    if not argv:
+        parser.print_help()
+        raise SystemExit(2)
+    argv, settings = _take_settings(argv)
+    _check_words(parser, argv)
+    try:
+        given = parser.parse_args(argv, defaults=False).as_dict()
+    except ArgumentError as error:
+        raise UserError(_sentence(str(error))) from error
+    command = given["subcommand"]
+    return command, {**given.get(command, {}), **settings}
+
+
+def build_parser(command: str | None = None) -> ArgumentParser:
+    """The parser of all commands, with the options of `command` alone: building those of `compare` takes 0.1 s.
+
+    The options of `compare` are the fields of Experiment.
+    """
+    parser = _parser(prog="archlab", description="Sequence architectures head to head: quality, memory, throughput.")
+    parser.add_argument("--version", action="version", version=f"archlab {importlib.metadata.version('archlab')}")
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, (fill, description) in {
+        "compare": (_fill_compare, "architectures x tasks x seeds head to head, then the report"),
+        "report": (_fill_folder, "build the report of a folder again"),
+        "tensorboard": (_fill_tensorboard, "open the curves of a folder, on this machine only"),
+        "list": (None, "architectures, tasks, kernels and presets"),
+        "doctor": (None, "what runs here, and the one command that mends each miss"),
+    }.items():
+        options = _parser(description=description)
+        if fill and name == command:
+            fill(options)
+        commands.add_subcommand(name, options, help=description)
+    return parser
+
+
+def _parser(**settings: Any) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **settings)
+
+
+def _fill_folder(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, metavar="DIR", help="the --out of a comparison, such as runs/quick")
+
+
+def _fill_tensorboard(parser: ArgumentParser) -> None:
+    _fill_folder(parser)
+    parser.add_argument("--port", type=int, help="by default 6006, or the next free one")
+
+
+def _fill_compare(parser: ArgumentParser) -> None:
+    parser.usage = "archlab compare [--config FILE|PRESET] [--out DIR] [--KEY VALUE] ..."
+    parser.add_argument("--config", type=str, metavar="FILE|PRESET", help="what to run; `archlab list` shows presets")
+    parser.add_argument("--out", type=str, metavar="DIR", help="where it is recorded, by default runs/NAME")
+    parser.add_argument("--jobs", type=int, help="cells trained at a time, by default one per core")
+    parser.add_argument("--retry", type=CommaList(str), metavar="A,B", help=f"run again: {', '.join(RETRY)}")
+    parser.add_argument("--dry-run", action="store_true", help="show the cells, parameters and an estimate, run none")
+    parser.add_argument_group(
+        "settings of one item",
+        "--arch.NAME.KEY VALUE, --task.NAME.KEY VALUE, and --per_task.NAME.KEY VALUE for a field of train",
+    )
+    _add_fields(parser, Experiment)
+
+
+def _add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
+    """One option per field of a dataclass, nested ones dotted, with the field's docstring as help."""
+    hints = get_type_hints(config)
+    parsed = docstring_parser.parse_from_object(config)
+    helps = {parameter.arg_name: parameter.description for parameter in parsed.params}
+    group = parser.add_argument_group(prefix.rstrip(".") or "the experiment", parsed.short_description)
+    nested = []
+    for field in dataclasses.fields(config):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            nested.append((hint, f"{name}."))
+        elif field.name not in _TABLES:
+            group.add_argument(
+                f"--{name}",
+                **_kind(hint),
+                help=helps.get(field.name) or field.name.replace("_", " "),
+                default=field.default,
+            )
+    for hint, name in nested:
+        _add_fields(parser, hint, name)
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """The argparse type of a field: comma lists for tuples, jsonargparse's own for the rest."""
+    if get_origin(hint) is not tuple:
+        return {"type": hint}
+    item = get_args(hint)[0]
+    return {"type": CommaList(str if item is Any else item), "metavar": "A,B"}
+
+
+class CommaList:
+    """A parser of `a,b` into a tuple of items; `[a, b]` is read as YAML, which also allows labelled entries."""
+
+    def __init__(self, item: Callable[[str], Any]) -> None:
+        self.item = item
+        self.__name__ = repr(self)
+
+    def __repr__(self) -> str:
+        return f"comma list of {getattr(self.item, '__name__', self.item)}"
+
+    def __call__(self, value: Any) -> tuple[Any, ...]:
+        """Raises ValueError where an item is none."""
+        if isinstance(value, str):
+            value = get_loader("yaml")(value) if value.startswith("[") else value.split(",")
+        return tuple(self.item(word.strip()) if isinstance(word, str) else word for word in value)
+
+
+def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take --arch.NAME.KEY VALUE and its like out of the words: any name and key, so no option can be declared."""
+    rest: list[str] = []
+    settings: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        table = option[2:].split(".")[0]
+        if not option.startswith("--") or table not in _TABLES:
+            rest.append(word)
+            continue
+        name, _, key = option.removeprefix(f"--{table}.").rpartition(".")
+        if not (name and key):
+            raise UserError(f"{option} is no setting: expected --{table}.NAME.KEY VALUE")
+        value = value if equals else next(words, "--")
+        if value.startswith("--"):
+            raise UserError(f"{option} expects a value: --{table}.NAME.KEY VALUE")
+        settings.setdefault(table, {}).setdefault(name, {})[key] = _value(value)
+    return rest, settings
+
+
+def _value(text: str) -> Any:
+    """YAML, so 1e-3, true, null and [1, 2] have types; and 8,16 is a list of numbers."""
+    value = get_loader("yaml")(text)
+    if re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)+", text):
+        return [get_loader("yaml")(word) for word in text.split(",")]
+    return value
+
+
+def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
+    """Name the nearest command or option for a word that is none. argparse only says that it is not recognised."""
+    known = commands(parser)
+    command = argv[0] if argv and not argv[0].startswith("-") else None
+    if command is not None and command not in known:
+        raise UserError(f"unknown command {command!r}{_nearest(command, known)}")
+    options = option_names(known[command] if command else parser)
+    for word in argv:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in options:
+            tables = [f"--{table}.NAME.KEY" for table in _TABLES] if command == "compare" else []
+            raise UserError(f"unknown option {option}{_nearest(option, options + tables)}")
+
+
+def commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """The parser of each command, by name."""
+    return next(dict(action.choices or {}) for action in parser._actions if action.dest == "subcommand")
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The long options of a parser, in the order of its help."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {match[0]}?" if match else f": expected one of {', '.join(known)}"
+
+
+def _sentence(message: str) -> str:
+    """argparse's and jsonargparse's complaints, worded as ours."""
+    message = " ".join(message.split())
+    message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+    message = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", message)
+    message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", message)
+    message = re.sub(r"the following arguments are required: \w+\.folder", "expected a folder: DIR", message)
+    return (
+        message.removeprefix("argument ").replace("Got value:", "got").replace("unrecognized arguments:", "unexpected")
+    )
+
+
+def compare(given: dict[str, Any]) -> int:
+    """Run or continue an experiment; the exit status is its own."""
+    from rich.console import Console
+
+    from experiments import config
+    from experiments.compare import compare as run
+
+    options = {name: given.pop(name, None) for name in ("config", "out", "jobs", "retry", "dry_run")}
+    retry = options["retry"] or ()
+    for status in retry:
+        if status not in RETRY:
+            raise UserError(f"--retry {status} is unknown{_nearest(status, RETRY)}")
+    if options["jobs"] is not None and options["jobs"] < 1:
+        raise UserError(f"--jobs expects a positive number of cells, got {options['jobs']}")
+    experiment = config.load(options["config"], given)
+    out = Path(options["out"] or Path("runs") / experiment.name)
+    jobs = options["jobs"] or len(os.sched_getaffinity(0))
+    return run(experiment, out, jobs, retry=retry, dry_run=bool(options["dry_run"]), console=Console())
+
+
+def report(given: dict[str, Any]) -> int:
+    """Write the report of a folder again, from its records alone."""
+    from rich.console import Console
+
+    from experiments import report as reporter
+
+    folder = Path(given["folder"])
+    if not (folder / "experiment.yaml").is_file():
+        raise UserError(f"{folder} holds no experiment: expected the --out of an `archlab compare`")
+    path = reporter.write(folder)
+    console = Console()
+    console.print(reporter.table(folder))
+    console.print(str(path), soft_wrap=True)
+    return 0
+
+
+def tensorboard(given: dict[str, Any]) -> int:
+    """Serve a folder's curves until interrupted."""
+    from experiments import tensorboard as server
+
+    return server.serve(Path(given["folder"]), given.get("port"))
+
+
+def show_list(given: dict[str, Any]) -> int:
+    """Print what can be compared here."""
+    from experiments import inventory
+
+    return inventory.show()
+
+
+def examine(given: dict[str, Any]) -> int:
+    """Print what runs here; 1 where something required is broken."""
+    from experiments import doctor
+
+    return doctor.show_health()
+
+
+COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "compare": compare,
+    "report": report,
+    "tensorboard": tensorboard,
+    "list": show_list,
+    "doctor": examine,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""`archlab doctor`: what runs on this machine, and the one command that mends each miss."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+_HOUSE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. Only a miss that is `required` makes archlab unusable."""
+
+    name: str
+    found: str
+    ok: bool = True
+    required: bool = False
+    remedy: str | None = None
+    """The command that mends it; None where no command can."""
+
+
+def show_health() -> int:
+    """Print every finding; 1 where something required is missing or broken, else 0."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    findings = list(examine())
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        colour, word = _verdict(finding)
+        console.print(f"[{colour}]{word:<6}[/{colour}]", end=" ")
+        console.print(f"{finding.name:<{width}}  {finding.found}", markup=False, soft_wrap=True)
+        if finding.remedy and not finding.ok:
+            console.print(f"{'':{width + 7}}  mend: {finding.remedy}", markup=False, soft_wrap=True)
+    broken = [finding.name for finding in findings if finding.required and not finding.ok]
+    console.print(f"broken: {', '.join(broken)}" if broken else "all that archlab needs is here", markup=False)
+    return 1 if broken else 0
+
+
+def _verdict(finding: Finding) -> tuple[str, str]:
+    if finding.ok:
+        return "green", "ok"
+    return ("red", "BROKEN") if finding.required else ("yellow", "miss")
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, from the interpreter up. A part that raises is itself a finding, never the end of the listing."""
+    parts: list[Callable[[], Iterator[Finding]]] = [_python, _dependencies, _name_clash, _compiler, _backends, _devices]
+    for part in [*parts, _machine, _corpus]:
+        try:
+            yield from part()
+        except Exception as error:
+            yield Finding(part.__name__.strip("_"), f"{type(error).__name__}: {error}", ok=False, required=True)
+
+
+def _python() -> Iterator[Finding]:
+    wanted = importlib.metadata.metadata("archlab")["Requires-Python"]
+    found = platform.python_version()
+    yield Finding(
+        "Python",
+        f"{found} at {sys.executable}, wanted {wanted}",
+        ok=SpecifierSet(wanted).contains(found),
+        required=True,
+        remedy="make clean compare PYTHON=python3.11",
+    )
+
+
+def _dependencies() -> Iterator[Finding]:
+    """Every dependency of pyproject.toml: there, in its bounds, and (the two heavy ones) importable."""
+    for line in importlib.metadata.requires("archlab") or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _dependency(requirement)
+
+
+def _dependency(requirement: Requirement) -> Finding:
+    remedy = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        found = importlib.metadata.version(requirement.name)
+        if requirement.name in ("torch", "lightning"):
+            importlib.import_module(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(requirement.name, "not installed", ok=False, required=True, remedy=remedy)
+    except Exception as error:
+        return Finding(requirement.name, f"does not import: {error}", ok=False, required=True, remedy=remedy)
+    ok = requirement.specifier.contains(found, prereleases=True)
+    wanted = "" if ok else f", wanted {requirement.specifier}"
+    return Finding(requirement.name, f"{found}{wanted}", ok=ok, required=True, remedy=remedy)
+
+
+def _name_clash() -> Iterator[Finding]:
+    """Hugging Face's distribution `kernels` installs a package of the same name as archlab's."""
+    kernels = importlib.import_module("kernels")
+    place = Path(kernels.__file__ or "").resolve().parent
+    remedy = f"{sys.executable} -m pip uninstall kernels, then install archlab again"
+    if place != _HOUSE / "kernels" or not hasattr(kernels, "operations"):
+        yield Finding("package kernels", f"{place} is not archlab's", ok=False, required=True, remedy=remedy)
+    elif (version := _installed("kernels")) is not None:
+        found = f"archlab's, but the unrelated distribution kernels {version} is installed too and may take its place"
+        yield Finding("package kernels", found, ok=False, remedy=remedy)
+    else:
+        yield Finding("package kernels", f"archlab's, at {place}")
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _compiler() -> Iterator[Finding]:
+    command = os.environ.get("CXX", "g++")
+    path = shutil.which(command)
+    if path is None:
+        yield Finding("C++ compiler", f"no {command}: the compiled kernels cannot run", ok=False, remedy=_COMPILER)
+        return
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout
+    yield Finding("C++ compiler", version.partition("\n")[0] or path)
+
+
+_COMPILER = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
+
+
+def _backends() -> Iterator[Finding]:
+    from experiments import inventory
+
+    for operation, backend, why in inventory.backends():
+        yield Finding(f"{operation}/{backend}", why or "runs", ok=why is None)
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield Finding("devices", ", ".join(["cpu", *names]))
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("cores", str(os.cpu_count()))
+
+
+def _corpus() -> Iterator[Finding]:
+    yield Finding("text corpus", "")

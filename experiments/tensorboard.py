@@ -1,0 +1,54 @@
+"""TensorBoard: serve an experiment's curves on this machine, and write what belongs to no single cell."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from experiments.errors import UserError
+
+OVERVIEW = "_experiment"
+"""The run below tb/ that holds the chart layout and the report's figures; no cell's folder starts with _."""
+_EVENTS = "events.out.tfevents.*"
+
+
+def serve(folder: Path, port: int | None = None) -> int:
+    """Serve the curves below `folder` on localhost, print the address, and block until interrupted.
+
+    port: None takes 6006 or the next free one; 0 any free one. Raises UserError without events or with a port in use.
+    """
+    url = launch(folder, port)
+    print(f"TensorBoard of {folder} at {url} (Ctrl-C ends it)", flush=True)
+    threading.Event().wait()
+    return 0
+
+
+def launch(folder: Path, port: int | None = None) -> str:
+    """Start the server in a daemon thread of this process and return its URL. Errors as for `serve`."""
+    logs = event_folder(folder)
+    from tensorboard import default, program
+
+    server = program.TensorBoard(default.get_plugins())
+    # load_fast=false: the other loader is a process of its own, which would outlive this one if it were killed.
+    flags = ["--logdir", str(logs), "--host", "localhost", "--load_fast", "false", *_port_flag(port)]
+    server.configure(argv=["tensorboard", *flags])
+    try:
+        return server.launch()
+    except program.TensorBoardServerException as error:
+        raise UserError(f"TensorBoard could not start: {error.msg}; choose another --port or leave it out") from error
+
+
+def _port_flag(port: int | None) -> list[str]:
+    if port is not None and not 0 <= port <= 65535:
+        raise UserError(f"--port expects a number between 0 and 65535, got {port}")
+    return [] if port is None else ["--port", str(port)]
+
+
+def event_folder(folder: Path) -> Path:
+    """The tb/ of an experiment's folder, or the folder itself where several experiments lie below it."""
+    logs = folder / "tb" if (folder / "tb").is_dir() else folder
+    if next(logs.rglob(_EVENTS), None) is None:
+        raise UserError(
+            f"{folder} holds no TensorBoard events: expected the --out of an `archlab compare` that has run"
+        )
+    return logs
