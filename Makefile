@@ -38,10 +38,12 @@ clean:  ## remove .venv and caches; runs/ stays
 
 $(INSTALLED): | $(BIN)/python
 	$(BIN)/python -m pip install --editable .
+	rm -f $(VENV)/installed-*
 	touch $@
 
 $(INSTALLED_DEV): | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
+	rm -f $(VENV)/installed-*
 	touch $@ $(INSTALLED)
 
 $(BIN)/python:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import importlib.metadata
 import os
@@ -17,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, get_loader
 
-from experiments.config import Experiment
+from experiments import config, strict
 from experiments.errors import UserError
 
 RETRY = ("failed", "stale", "oom", "nan", "timeout")
@@ -114,17 +113,17 @@ def _fill_compare(parser: ArgumentParser) -> None:
         "settings of one item",
         "--arch.NAME.KEY VALUE, --task.NAME.KEY VALUE, and --per_task.NAME.KEY VALUE for a field of train",
     )
-    _add_fields(parser, Experiment)
+    _add_fields(parser, config.Experiment)
 
 
-def _add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
+def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "") -> None:
     """One option per field of a dataclass, nested ones dotted, with the field's docstring as help."""
-    hints = get_type_hints(config)
-    parsed = docstring_parser.parse_from_object(config)
+    hints = get_type_hints(fields_of)
+    parsed = docstring_parser.parse_from_object(fields_of)
     helps = {parameter.arg_name: parameter.description for parameter in parsed.params}
     group = parser.add_argument_group(prefix.rstrip(".") or "the experiment", parsed.short_description)
     nested = []
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(fields_of):
         hint, name = hints[field.name], f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hint):
             nested.append((hint, f"{name}."))
@@ -160,8 +159,8 @@ class CommaList:
     def __call__(self, value: Any) -> tuple[Any, ...]:
         """Raises ValueError where an item is none."""
         if isinstance(value, str):
-            value = get_loader("yaml")(value) if value.startswith("[") else value.split(",")
-        return tuple(self.item(word.strip()) if isinstance(word, str) else word for word in value)
+            value = get_loader("yaml")(value) if value.startswith("[") else config.split_list(value)
+        return tuple(self.item(word) if isinstance(word, str) else word for word in value)
 
 
 def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -198,13 +197,13 @@ def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
     known = commands(parser)
     command = argv[0] if argv and not argv[0].startswith("-") else None
     if command is not None and command not in known:
-        raise UserError(f"unknown command {command!r}{_nearest(command, known)}")
+        raise UserError(f"unknown command {command!r}: {strict.nearest(command, known)}")
     options = option_names(known[command] if command else parser)
     for word in argv:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in options:
             tables = [f"--{table}.NAME.KEY" for table in _TABLES] if command == "compare" else []
-            raise UserError(f"unknown option {option}{_nearest(option, options + tables)}")
+            raise UserError(f"unknown option {option}: {strict.nearest(option, options + tables)}")
 
 
 def commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
@@ -215,11 +214,6 @@ def commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 def option_names(parser: ArgumentParser) -> list[str]:
     """The long options of a parser, in the order of its help."""
     return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-
-
-def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": did you mean {match[0]}?" if match else f": expected one of {', '.join(known)}"
 
 
 def _sentence(message: str) -> str:
@@ -238,14 +232,13 @@ def compare(given: dict[str, Any]) -> int:
     """Run or continue an experiment; the exit status is its own."""
     from rich.console import Console
 
-    from experiments import config
     from experiments.compare import compare as run
 
     options = {name: given.pop(name, None) for name in ("config", "out", "jobs", "retry", "dry_run")}
     retry = options["retry"] or ()
     for status in retry:
         if status not in RETRY:
-            raise UserError(f"--retry {status} is unknown{_nearest(status, RETRY)}")
+            raise UserError(f"--retry {status} is unknown: {strict.nearest(status, RETRY)}")
     if options["jobs"] is not None and options["jobs"] < 1:
         raise UserError(f"--jobs expects a positive number of cells, got {options['jobs']}")
     experiment = config.load(options["config"], given)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 from experiments.errors import UserError
 
@@ -52,3 +55,45 @@ def event_folder(folder: Path) -> Path:
             f"{folder} holds no TensorBoard events: expected the --out of an `archlab compare` that has run"
         )
     return logs
+
+
+def write_overview(folder: Path) -> None:
+    """Write the run `_experiment`: one chart per task with every architecture in it, and the report's figures.
+
+    Called at the end of a comparison, and safe to call again: it replaces what it wrote before. Needs torch.
+    """
+    from matplotlib import image
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = folder / "tb" / OVERVIEW
+    shutil.rmtree(place, ignore_errors=True)
+    with SummaryWriter(str(place)) as writer:
+        writer.add_custom_scalars(layout(folder))
+        for figure in sorted((folder / "figures").glob("*.png")):
+            writer.add_image(f"report/{figure.stem}", image.imread(figure), dataformats="HWC")
+
+
+def layout(folder: Path) -> dict[str, dict[str, list[Any]]]:
+    """Category -> chart -> ["Multiline", [pattern of a tag]]: TensorBoard draws the tag of every run that has it."""
+    headlines = {task: _headline(run) for task, run in sorted(_one_run_per_task(folder).items())}
+    return {
+        "Validation": {f"{task}: {name}": _chart(f"{task}/val/{name}") for task, name in headlines.items()},
+        "Training loss": {task: _chart(f"{task}/train/loss") for task in headlines},
+    }
+
+
+def _chart(tag: str) -> list[Any]:
+    return ["Multiline", [f"^{re.escape(tag)}$"]]
+
+
+def _one_run_per_task(folder: Path) -> dict[str, Path]:
+    """Events lie at tb/<architecture>/<task>/<seed and rate>/."""
+    return {run.parent.name: run for run in (folder / "tb").glob("*/*/*") if any(run.glob(_EVENTS))}
+
+
+def _headline(run: Path) -> str:
+    """Bits per byte where a run has them, else accuracy."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    return "bits_per_byte" if any(tag.endswith("/val/bits_per_byte") for tag in tags) else "accuracy"

@@ -61,9 +61,9 @@ def test_help_of_compare_explains_every_setting(archlab: Archlab) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("cmpare", "unknown command 'cmpare': did you mean compare?"),
-        ("compare --trian.steps 3", "unknown option --trian.steps: did you mean --train.steps?"),
-        ("compare --seed 3", "unknown option --seed: did you mean --seeds?"),
+        ("cmpare", "unknown command 'cmpare': did you mean 'compare'?"),
+        ("compare --trian.steps 3", "unknown option --trian.steps: did you mean '--train.steps'?"),
+        ("compare --seed 3", "unknown option --seed: did you mean '--seeds'?"),
         ("compare --task.NAME", "--task.NAME is no setting: expected --task.NAME.KEY VALUE"),
         ("compare --arch.gqa 3", "--arch.gqa is no setting: expected --arch.NAME.KEY VALUE"),
         ("compare --arch.gqa.n_kv_heads", "--arch.gqa.n_kv_heads expects a value"),
@@ -74,7 +74,7 @@ def test_help_of_compare_explains_every_setting(archlab: Archlab) -> None:
         ("compare --lr_grid 1e-3,fast", "--lr_grid: invalid comma list of float value: '1e-3,fast'"),
         ("compare runs/x", "unexpected runs/x"),
         ("compare --jobs 0", "--jobs expects a positive number of cells, got 0"),
-        ("compare --retry faild", "--retry faild is unknown: did you mean failed?"),
+        ("compare --retry faild", "--retry faild is unknown: did you mean 'failed'?"),
         ("report", "expected a folder: DIR"),
         ("report nowhere", "nowhere holds no experiment"),
         ("tensorboard nowhere", "nowhere holds no TensorBoard events"),
