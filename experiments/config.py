@@ -1,9 +1,22 @@
-"""What an experiment is: the dataclasses behind presets, YAML files and command-line options."""
+"""What an experiment is: the dataclasses behind presets, YAML files and command-line options, and their loading."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+
+from experiments import strict
+from experiments.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +97,117 @@ class Experiment:
     memory_limit: str = "auto"
     """Per cell, such as 4GiB; auto = 80 % of what is free, divided by the jobs."""
     keep_checkpoints: bool = False
+
+
+_LEAST: dict[str, float] = {
+    "seeds": 1, "train.steps": 1, "train.batch_size": 1, "train.warmup": 0, "train.weight_decay": 0, "train.clip": 0,
+    "train.label_smoothing": 0, "train.devices": 1, "train.val_every": 1, "train.val_examples": 1,
+    "train.test_examples": 1, "cost.batch_size": 1, "cost.seconds": 0,
+}  # fmt: skip
+_ABOVE_ZERO = ("lr", "timeout", "budget.value")
+_BELOW_ONE = ("train.warmup", "train.label_smoothing")
+
+
+def load(source: str | None, overrides: Mapping[str, Any]) -> Experiment:
+    """The experiment of a preset (by name) or YAML file, None = the defaults, with nested overrides on top.
+
+    Mappings are merged key by key, everything else is replaced. Raises UserError for an unknown preset, file, key,
+    or a value of the wrong type or range.
+    """
+    data = merge(_read(source) if source else {}, overrides)
+    for name in ("archs", "tasks", "lr_grid"):
+        if isinstance(data.get(name), str):
+            data[name] = split_list(data[name])
+    for name in ("archs", "tasks"):
+        if isinstance(data.get(name), list | tuple):
+            data[name] = [_absolute(entry) for entry in data[name]]
+    experiment = strict.build(Experiment, data)
+    check(experiment)
+    return experiment
+
+
+def presets() -> list[str]:
+    """The names of the presets, sorted."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Plain data that `yaml.safe_dump` writes and `load` reads back to an equal experiment."""
+    return _plain(dataclasses.asdict(experiment))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top, nested mappings merged; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def split_list(text: str) -> list[str]:
+    """`a,b:x=[1,2]` -> [`a`, `b:x=[1,2]`]: commas within brackets do not separate."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", text) if word.strip()]
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError for a value out of its range, and for learning rates that contradict each other."""
+    for name, least in _LEAST.items():
+        _require(experiment, name, functools.partial(operator.le, least), f"at least {least:g}")
+    for name in _ABOVE_ZERO:
+        _require(experiment, name, lambda value: value is None or value > 0, "above 0")
+    for name in _BELOW_ONE:
+        _require(experiment, name, lambda value: value < 1, "below 1")
+    _require(experiment, "cost.contexts", lambda value: all(context >= 2 for context in value), "a list of contexts of 2 tokens or more")
+    _require(experiment, "archs", bool, "a list of at least one architecture")
+    _require(experiment, "tasks", bool, "a list of at least one task")
+    _check_rates(experiment)
+
+
+def _require(experiment: Experiment, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    value: Any = experiment
+    for part in name.split("."):
+        value = getattr(value, part)
+    if not holds(value):
+        raise UserError(f"{name} must be {expected}, got {value}")
+
+
+def _check_rates(experiment: Experiment) -> None:
+    grid = experiment.lr_grid
+    if grid and experiment.lr is not None:
+        raise UserError("lr and lr_grid exclude each other: give one rate for all, or at least 4 to select from")
+    if grid and (len(set(grid)) < 4 or min(grid) <= 0):
+        raise UserError(f"lr_grid must hold at least 4 different rates above 0, got {list(grid)}; add more, or set lr")
+
+
+def _read(source: str) -> dict[str, Any]:
+    """The mapping in a preset or file."""
+    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no preset or file {source!r}: {strict.nearest(source, presets())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration {source} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the configuration {source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, Mapping):
+        raise UserError(f"the configuration {source} must hold settings, key: value, got {type(data).__name__}")
+    return dict(data)
+
+
+def _absolute(entry: Any) -> Any:
+    """An entry whose file of the user's is found from any folder."""
+    if isinstance(entry, Mapping):
+        return {key: _absolute(value) if key in ("arch", "task") else value for key, value in entry.items()}
+    found = re.fullmatch(r"(.+?\.py)(:.*)?", entry) if isinstance(entry, str) else None
+    return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else entry
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

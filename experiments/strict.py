@@ -1,0 +1,85 @@
+"""Plain data -> dataclass, strictly: an unknown key names the nearest known one, a wrong type what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from experiments.errors import UserError
+
+T = TypeVar("T")
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def build(cls: type[T], data: Any, where: str = "") -> T:
+    """An instance of a dataclass from a mapping; nested dataclasses from nested mappings, strings where YAML has them.
+
+    where: the dotted name of what is built, for the error. Raises UserError for what is no field or no such value;
+    lets through what the class itself raises.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where or 'the experiment'} must hold settings, key: value, got {data!r}")
+    hints = get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]  # T: a dataclass
+    check_keys(data, known, where)
+    values = {key: _convert(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in data.items()}
+    return cls(**values)
+
+
+def check_keys(data: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises UserError for the first key that is not known."""
+    for key in data:
+        if key not in known:
+            raise UserError(f"unknown key {key!r}{f' in {where}' if where else ''}: {nearest(key, known)}")
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """The remedy for an unknown word: `did you mean 'steps'?`, or all that is known where nothing is near."""
+    known = list(known)
+    match = difflib.get_close_matches(str(word), known, n=1)
+    return f"did you mean {match[0]!r}?" if match else f"expected one of {', '.join(known)}"
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)  # type: ignore[arg-type]  # is_dataclass narrows to an instance
+    try:
+        return _checked(_spelled_out(value, hint), hint)
+    except ArgumentError:
+        raise UserError(f"{where} must be {_describe(hint)}, got {value!r}") from None
+
+
+def _checked(value: Any, hint: Any) -> Any:
+    """The value as jsonargparse understands it for this type."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser.parse_object({"value": value})["value"]
+
+
+def _spelled_out(value: Any, hint: Any) -> Any:
+    """What users write and jsonargparse refuses: 32 for '32', and one item where a list is expected."""
+    if get_origin(hint) is Literal and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple | str):
+        return [value]
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        return f"a list, each item {_describe(arguments[0])}"
+    if origin is dict:
+        return "a mapping of names to settings"
+    if arguments:
+        return " or ".join(_describe(argument) for argument in arguments)
+    return _WORDS.get(hint, str(hint))
