@@ -7,18 +7,16 @@ tasks.make("./my_task.py")               a user's own
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments import strict
 from experiments.errors import UserError
 from experiments.tasks.contract import USER_PREFIX, Task
 
@@ -41,9 +39,7 @@ def load(spec: str) -> ModuleType:
     elif spec in names():
         module = importlib.import_module(f"experiments.tasks.{spec}")
     else:
-        raise UserError(
-            f"unknown task {spec!r}{_nearest(spec, names())}: expected one of {', '.join(names())}, or a file NAME.py"
-        )
+        raise UserError(f"unknown task {spec!r} (a name or a file NAME.py): {strict.nearest(spec, names())}")
     _check(module, spec)
     return module
 
@@ -53,9 +49,9 @@ def make(spec: str, **config: Any) -> Task:
 
     Raises UserError, in one sentence, for an unknown key, a value of the wrong type, or what the Config refuses.
     """
-    made = load(spec).Config
+    made: type[Task] = load(spec).Config
     try:
-        task: Task = made(**_typed(made, spec, config))
+        task = strict.build(made, config, f"task.{spec}")
         hash(task)
     except (ValueError, TypeError) as error:
         raise UserError(f"task {spec}: {error}") from error
@@ -90,27 +86,3 @@ def _check(module: ModuleType, spec: str) -> None:
     missing = sorted(made.__abstractmethods__) + ([] if hasattr(made, "inputs") else ["inputs"])
     if missing:
         raise UserError(f"{spec} is no task yet: its Config does not define {', '.join(missing)}")
-
-
-def _typed(made: type[Task], spec: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Every field's value, of the field's type."""
-    # Imported here: listing the tasks must not pay for it.
-    import jsonargparse
-
-    known = [field.name for field in dataclasses.fields(made)]
-    for key in config:
-        if key not in known:
-            raise UserError(
-                f"task {spec} has no setting {key!r}{_nearest(key, known)}: expected one of {', '.join(known)}"
-            )
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(made)
-    try:
-        return parser.parse_object(config).as_dict()
-    except argparse.ArgumentError as error:
-        raise UserError(f"task {spec}: {' '.join(str(error).split())}") from error
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
