@@ -33,6 +33,10 @@ class Config:
     attention: Literal["none", "bahdanau", "luong"] = "bahdanau"
     score: Literal["dot", "general"] = "general"
     """Luong's score; dot compares with the sum of both directions of the encoder."""
+    query_sees_input: bool = True
+    """Bahdanau's query also reads the step's input token, as in the conditional GRU of Nematus (Sennrich et al. 2017).
+    False = the paper's equation 6: what a step attends to cannot depend on that step's input, so that a decoder cannot
+    answer a recall query where it stands."""
     cell: Literal["gru", "lstm"] = "gru"
     d_model: int = 128
     """Width of embeddings and of the features that are read out."""
@@ -160,6 +164,8 @@ class Seq2Seq(Backbone[Seq2SeqState]):
         if self.config.attention == "bahdanau":
             self.query = nn.Linear(hidden, hidden)
             self.v = nn.Parameter(torch.randn(hidden) * hidden**-0.5)
+            if self.config.query_sees_input:
+                self.query_input = nn.Linear(self.config.d_model, hidden, bias=False)
         if self.config.attention == "bahdanau" or (self.config.attention, self.config.score) == ("luong", "general"):
             self.key = nn.Linear(2 * hidden, hidden, bias=False)
 
@@ -195,11 +201,16 @@ class Seq2Seq(Backbone[Seq2SeqState]):
     def _decode_bahdanau(self, x: Tensor, state: Seq2SeqState) -> tuple[Tensor, Hidden]:
         """Outputs and contexts (B, T, H + 2H): each context is queried by the previous state and fed to the next."""
         hidden, seen = state.hidden, []
-        for step in x.split(1, dim=1):
-            context = self._bahdanau(hidden[0][:, -1:], state, state.memory)
+        for step, from_input in zip(x.split(1, 1), self._query_of_inputs(x).split(1, 1), strict=True):
+            query = self.query(hidden[0][:, -1:]) + from_input
+            context = self._bahdanau(query, state, state.memory)
             output, hidden = run(self.decoder, torch.cat([step, context], -1), hidden)
             seen.append(torch.cat([output, context], -1))
         return torch.cat(seen, 1), hidden
+
+    def _query_of_inputs(self, x: Tensor) -> Tensor:
+        """What embedded inputs (B, T, D) add to the queries: (B, T, H), or zeros (B, T, 1)."""
+        return self.query_input(x) if self.config.query_sees_input else torch.zeros_like(x[..., :1])
 
     def _luong(self, query: Tensor, state: Seq2SeqState, values: Tensor | None) -> Tensor:
         """Context (B, T, E) of current decoder states (B, T, H) over values (B, S, E); the score is not scaled."""
@@ -209,13 +220,13 @@ class Seq2Seq(Backbone[Seq2SeqState]):
         heads = (query[:, None], state.keys[:, None], values[:, None])
         return F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=1.0)[:, 0]
 
-    def _bahdanau(self, previous: Tensor, state: Seq2SeqState, values: Tensor | None) -> Tensor:
-        """Context (B, T, E) of previous decoder states (B, T, H) over values (B, S, E)."""
+    def _bahdanau(self, query: Tensor, state: Seq2SeqState, values: Tensor | None) -> Tensor:
+        """Context (B, T, E) of queries (B, T, H) over values (B, S, E)."""
         assert state.keys is not None
         assert values is not None
         mask = source_mask(state.start, state.keys.shape[1])
         mask = None if mask is None else mask[:, 0, 0]
-        return kernels.additive_attention(self.query(previous), state.keys, values, self.v, mask)
+        return kernels.additive_attention(query, state.keys, values, self.v, mask)
 
     def alignments(self, source: Tokens, target: Tensor) -> Tensor | None:
         """Attention weights over the source: the context of one-hot values."""
@@ -229,4 +240,4 @@ class Seq2Seq(Backbone[Seq2SeqState]):
             return self._luong(run(self.decoder, x, state.hidden)[0], state, one_hot)
         outputs = self._decode_bahdanau(x, state)[0][..., : self.config.hidden]
         previous = torch.cat([state.hidden[0][:, -1:], outputs[:, :-1]], 1)
-        return self._bahdanau(previous, state, one_hot)
+        return self._bahdanau(self.query(previous) + self._query_of_inputs(x), state, one_hot)
