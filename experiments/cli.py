@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib.metadata
-import os
 import re
 import sys
 from argparse import ArgumentError
@@ -19,7 +18,6 @@ from jsonargparse import ArgumentParser, get_loader
 from experiments import config, strict
 from experiments.errors import UserError
 
-RETRY = ("failed", "stale", "oom", "nan", "timeout")
 _TABLES = ("arch", "task", "per_task")
 """Fields of Experiment that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
 
@@ -106,8 +104,13 @@ def _fill_compare(parser: ArgumentParser) -> None:
     parser.usage = "archlab compare [--config FILE|PRESET] [--out DIR] [--KEY VALUE] ..."
     parser.add_argument("--config", type=str, metavar="FILE|PRESET", help="what to run; `archlab list` shows presets")
     parser.add_argument("--out", type=str, metavar="DIR", help="where it is recorded, by default runs/NAME")
-    parser.add_argument("--jobs", type=int, help="cells trained at a time, by default one per core")
-    parser.add_argument("--retry", type=CommaList(str), metavar="A,B", help=f"run again: {', '.join(RETRY)}")
+    parser.add_argument("--jobs", type=int, help="cells trained at a time, by default one per GPU or core")
+    parser.add_argument(
+        "--retry",
+        type=CommaList(str),
+        metavar="A,B",
+        help="run again what ended as failed, oom, nan or timeout, or is stale",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the cells, parameters and an estimate, run none")
     parser.add_argument_group(
         "settings of one item",
@@ -230,21 +233,12 @@ def _sentence(message: str) -> str:
 
 def compare(given: dict[str, Any]) -> int:
     """Run or continue an experiment; the exit status is its own."""
-    from rich.console import Console
-
     from experiments.compare import compare as run
 
-    options = {name: given.pop(name, None) for name in ("config", "out", "jobs", "retry", "dry_run")}
-    retry = options["retry"] or ()
-    for status in retry:
-        if status not in RETRY:
-            raise UserError(f"--retry {status} is unknown: {strict.nearest(status, RETRY)}")
-    if options["jobs"] is not None and options["jobs"] < 1:
-        raise UserError(f"--jobs expects a positive number of cells, got {options['jobs']}")
-    experiment = config.load(options["config"], given)
-    out = Path(options["out"] or Path("runs") / experiment.name)
-    jobs = options["jobs"] or len(os.sched_getaffinity(0))
-    return run(experiment, out, jobs, retry=retry, dry_run=bool(options["dry_run"]), console=Console())
+    source, out, jobs = (given.pop(name, None) for name in ("config", "out", "jobs"))
+    retry, dry_run = given.pop("retry", ()), given.pop("dry_run", False)
+    experiment = config.load(source, given)
+    return run(experiment, Path(out or Path("runs") / experiment.name), jobs, retry=retry, dry_run=dry_run)
 
 
 def report(given: dict[str, Any]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -16,7 +15,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from experiments import resources
+
 _HOUSE = Path(__file__).resolve().parents[1]
+_ROOM = 2**28
+"""Bytes on disk that a comparison may come to: records, events, figures."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def _verdict(finding: Finding) -> tuple[str, str]:
 def examine() -> Iterator[Finding]:
     """Every finding, from the interpreter up. A part that raises is itself a finding, never the end of the listing."""
     parts: list[Callable[[], Iterator[Finding]]] = [_python, _dependencies, _name_clash, _compiler, _backends, _devices]
-    for part in [*parts, _machine, _corpus]:
+    for part in [*parts, _memory, _corpus]:
         try:
             yield from part()
         except Exception as error:
@@ -122,35 +125,59 @@ def _installed(distribution: str) -> str | None:
 
 
 def _compiler() -> Iterator[Finding]:
-    command = os.environ.get("CXX", "g++")
-    path = shutil.which(command)
+    path = shutil.which("g++")
     if path is None:
-        yield Finding("C++ compiler", f"no {command}: the compiled kernels cannot run", ok=False, remedy=_COMPILER)
+        remedy = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
+        yield Finding("C++ compiler", "no g++: the compiled kernels cannot run", ok=False, remedy=remedy)
         return
     version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout
     yield Finding("C++ compiler", version.partition("\n")[0] or path)
 
 
-_COMPILER = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
-
-
 def _backends() -> Iterator[Finding]:
+    """Asking compiles what must be compiled; every reason ends in its own remedy. Only the references must run."""
     from experiments import inventory
 
     for operation, backend, why in inventory.backends():
-        yield Finding(f"{operation}/{backend}", why or "runs", ok=why is None)
+        yield Finding(f"{operation}/{backend}", why or "runs", ok=why is None, required=backend == "reference")
 
 
 def _devices() -> Iterator[Finding]:
     import torch
 
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield Finding("devices", ", ".join(["cpu", *names]))
+    yield Finding("device cpu", f"{_processor()}, {resources.cores()} cores for this process")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"device cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB")
+    if torch.backends.mps.is_available():
+        yield Finding("device mps", "Apple GPU")
 
 
-def _machine() -> Iterator[Finding]:
-    yield Finding("cores", str(os.cpu_count()))
+def _processor() -> str:
+    """Linux names the model in /proc/cpuinfo only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _memory() -> Iterator[Finding]:
+    free, disk = resources.free_memory(), shutil.disk_usage(".").free
+    yield Finding("memory", f"{free / 2**30:.1f} GiB free; the cells of a comparison share {resources.SHARE:.0%} of it")
+    remedy = "archlab compare --out DIR, on a disk with room"
+    yield Finding("disk", f"{disk / 2**30:.1f} GiB free here", ok=disk > _ROOM, remedy=remedy)
 
 
 def _corpus() -> Iterator[Finding]:
-    yield Finding("text corpus", "")
+    from experiments.tasks import corpus, text
+
+    try:
+        found = corpus.read("", text.Config.max_bytes)
+    except ValueError as error:
+        remedy = "archlab compare --task.text.path FILE_OR_FOLDER"
+        yield Finding("text corpus", str(error), ok=False, remedy=remedy)
+        return
+    size = f"{len(found.data) / 1e6:.1f} MB in {found.files} files"
+    yield Finding("text corpus", f"{size} of Python's standard library, sha256 {found.digest[:12]}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import archs
-from experiments import tasks
+from experiments import config, tasks
 from experiments.errors import UserError
 
 _HERE = Path(__file__).parent
-PRESETS = _HERE / "presets"
 
 
 def show() -> int:
@@ -35,7 +35,7 @@ def sections() -> dict[str, dict[str, str]]:
         },
         "Tasks (--tasks)": {name: first_line(_HERE / "tasks" / f"{name}.py") for name in tasks.names()},
         "Kernel backends": {f"{op}/{name}": why or "runs" for op, name, why in backends()},
-        "Presets (--config)": {path.stem: _first_comment(path) for path in sorted(PRESETS.glob("*.yaml"))},
+        "Presets (--config)": {path.stem: _first_sentence(path) for path in sorted(config.PRESETS.glob("*.yaml"))},
     }
 
 
@@ -59,6 +59,8 @@ def first_line(path: Path) -> str:
     return docstring.splitlines()[0] if docstring else ""
 
 
-def _first_comment(path: Path) -> str:
-    line = path.read_text().partition("\n")[0]
-    return line.removeprefix("#").strip() if line.startswith("#") else ""
+def _first_sentence(path: Path) -> str:
+    """Of the comment that a preset begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines)
+    return comment.split(". ")[0].removesuffix(".")

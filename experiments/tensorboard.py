@@ -29,11 +29,12 @@ def serve(folder: Path, port: int | None = None) -> int:
 def launch(folder: Path, port: int | None = None) -> str:
     """Start the server in a daemon thread of this process and return its URL. Errors as for `serve`."""
     logs = event_folder(folder)
+    flags = _port_flag(port)
     from tensorboard import default, program
 
     server = program.TensorBoard(default.get_plugins())
     # load_fast=false: the other loader is a process of its own, which would outlive this one if it were killed.
-    flags = ["--logdir", str(logs), "--host", "localhost", "--load_fast", "false", *_port_flag(port)]
+    flags = ["--logdir", str(logs), "--host", "localhost", "--load_fast", "false", *flags]
     server.configure(argv=["tensorboard", *flags])
     try:
         return server.launch()

@@ -34,10 +34,19 @@ def command() -> Path:
 
 @pytest.fixture(scope="session")
 def archlab(command: Path) -> Archlab:
-    """Run `archlab WORDS...` to its end: stdout and stderr as text, no terminal, no exception on failure."""
+    """Run `archlab WORDS...` to its end, with variables added to the environment; no terminal, no exception."""
 
-    def run(*words: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        line = [str(command), *map(str, words)]
-        return subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=timeout)
+    def run(
+        *words: str | Path, cwd: Path | None = None, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(command), *map(str, words)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            timeout=timeout,
+            env=os.environ | environment,
+        )
 
     return run
