@@ -133,7 +133,7 @@ def presets() -> list[str]:
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """Plain data that `yaml.safe_dump` writes and `load` reads back to an equal experiment."""
-    return _plain(dataclasses.asdict(experiment))
+    return plain(dataclasses.asdict(experiment))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,12 @@ def check(experiment: Experiment) -> None:
         _require(experiment, name, lambda value: value is None or value > 0, "above 0")
     for name in _BELOW_ONE:
         _require(experiment, name, lambda value: value < 1, "below 1")
-    _require(experiment, "cost.contexts", lambda value: all(context >= 2 for context in value), "a list of contexts of 2 tokens or more")
+    _require(
+        experiment,
+        "cost.contexts",
+        lambda value: all(context >= 2 for context in value),
+        "a list of contexts of 2 tokens or more",
+    )
     _require(experiment, "archs", bool, "a list of at least one architecture")
     _require(experiment, "tasks", bool, "a list of at least one task")
     _check_rates(experiment)
@@ -204,10 +209,10 @@ def _absolute(entry: Any) -> Any:
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else entry
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

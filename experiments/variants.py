@@ -38,12 +38,13 @@ def parse_all(entries: Sequence[Any], kind: Kind) -> list[Variant]:
     variants = [parse(entry, kind) for entry in entries]
     seen: dict[str, str] = {}
     for variant in variants:
-        other = seen.setdefault(slug(variant.label).lower(), variant.label)
-        if other is not variant.label:
+        folder = slug(variant.label).lower()
+        if other := seen.get(folder):
             raise UserError(
                 f"{kind}s {other!r} and {variant.label!r} would share one name; drop one, or give it its own label: "
                 f"{{label: ..., {kind}: {variant.spec}}}"
             )
+        seen[folder] = variant.label
     return variants
 
 

@@ -17,6 +17,17 @@ from experiments.errors import UserError
 from experiments.ledger import Ledger
 
 SMOKE = config.load("smoke", {})
+INTRUDER = """
+import sys
+from pathlib import Path
+from experiments.errors import UserError
+from experiments.ledger import Ledger
+try:
+    with Ledger(Path(sys.argv[1])).locked():
+        print("in")
+except UserError as error:
+    print(error)
+"""
 
 
 @pytest.fixture
@@ -84,12 +95,7 @@ def test_records_of_other_cells_are_set_aside_whole(book: Ledger) -> None:
 
 
 def test_a_second_process_is_refused_by_name(book: Ledger) -> None:
-    code = (
-        "import sys; from pathlib import Path\nfrom experiments.ledger import Ledger; from experiments.errors import UserError\n"
-        "try:\n    with Ledger(Path(sys.argv[1])).locked(): print('in')\n"
-        "except UserError as error: print(error)"
-    )
-    command = [sys.executable, "-c", code, str(book.folder)]
+    command = [sys.executable, "-c", INTRUDER, str(book.folder)]
     with book.locked():
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         assert f"is in use by process {os.getpid()}" in done.stdout
