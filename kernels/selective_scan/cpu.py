@@ -1,0 +1,203 @@
+"""The selective scan in float32 on the CPU, in C++ (cpu.cpp); shorter floats are computed in float32.
+
+Two operators without side effects, each with a fake implementation, so that torch.compile, FakeTensor and
+memory prediction work through them. The forward pass keeps every 64th state for the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import build
+from kernels.selective_scan._cpu_interface import NAMES, WINDOW, Problem, library, parts_of
+
+RANK = 20
+FALLBACK = False
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SHARED = ("A", "B", "C", "D", "bias")  # by all rows; B and C where constant
+
+
+def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    """Why this backend cannot run such tensors here, with the remedy; None = it can. Compiles at the first call."""
+    if device is not None and device.type not in ("cpu", "meta"):
+        return f"it serves CPU tensors, not {device.type}: move them, or take another backend"
+    if dtype is not None and dtype not in _DTYPES:
+        return f"it computes in float32, not {dtype}: take backend='reference'"
+    compiled = library()
+    return str(compiled) if isinstance(compiled, build.BuildError) else None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    B, C = _same_groups(B, C)
+    optional = [None if t is None else t.float() for t in (D, z, delta_bias, initial_state)]
+    tensors = [u.float(), delta.float(), A.float(), B.float(), C.float(), *optional]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, last_state, _ = scan(*tensors, delta_softplus, keep)
+    return out.to(u.dtype), last_state
+
+
+def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """B and C with equally many groups; a constant as it is."""
+    if B.dim() == 2 or C.dim() == 2 or B.shape[1] == C.shape[1]:
+        return B, C
+    groups = math.lcm(B.shape[1], C.shape[1])
+    return B.repeat_interleave(groups // B.shape[1], 1), C.repeat_interleave(groups // C.shape[1], 1)
+
+
+@torch.library.custom_op("archlab::selective_scan_cpu", mutates_args=(), device_types="cpu")
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass, all float32.
+
+    Returns out (B, D, L), h_L (B, D, N) and the state before every window but the first (B, windows - 1, D, N), which
+    the backward pass needs; the last is empty unless `keep`.
+    """
+    results = _scan_results(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
+    out, last, kept = results
+    problem = Problem((u, delta, A, B, C, D, z, bias, initial), softplus)
+    problem.set(out=out, last=last, kept=kept.flatten(0, 1) if keep else None)
+    problem.solve("selective_scan_forward")
+    return results
+
+
+@scan.register_fake
+def _scan_results(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, channels, length = u.shape
+    states = A.shape[1]
+    windows = (length - 1) // WINDOW if keep else 0
+    return torch.empty_like(u), u.new_empty(rows, channels, states), u.new_empty(rows, windows, channels, states)
+
+
+@torch.library.custom_op("archlab::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
+def scan_backward(
+    dout: Tensor,
+    dlast: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> list[Tensor]:
+    """The gradients of u, delta, A, B, C, D, z, bias and initial; empty for what is absent."""
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    rooms = _rooms(tensors)
+    problem = Problem(tensors, softplus)
+    problem.set(dout=dout, dlast=dlast, kept=kept.flatten(0, 1))
+    problem.set(**{f"d{name}": room for name, room in zip(NAMES, rooms, strict=True)})
+    problem.solve("selective_scan_backward")
+    return _added_up(rooms, u)
+
+
+@scan_backward.register_fake
+def _scan_backward_results(
+    dout: Tensor,
+    dlast: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> list[Tensor]:
+    return _added_up(_rooms((u, delta, A, B, C, D, z, bias, initial)), u)
+
+
+def _rooms(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Where the gradient of each argument is gathered: per row if rows share the argument, for B and C per part too."""
+    u = tensors[0]
+    assert u is not None
+    return [None if t is None else _room(name, t, u) for name, t in zip(NAMES, tensors, strict=True)]
+
+
+def _room(name: str, tensor: Tensor, u: Tensor) -> Tensor:
+    if tensor.dim() == 4:  # variable B, C
+        rows, groups, states, length = tensor.shape
+        return u.new_empty(parts_of(u.shape[1], groups) * rows, groups, length, states).mT
+    if name in _SHARED:
+        return u.new_empty(*u.shape[:2], tensor.shape[1:].numel())
+    return torch.empty_like(tensor)
+
+
+def _added_up(rooms: list[Tensor | None], u: Tensor) -> list[Tensor]:
+    """The gradients in the shapes of the arguments; empty for those that are absent."""
+    named = zip(NAMES, rooms, strict=True)
+    return [u.new_empty(0) if room is None else _add_up(name, room, u.shape[0]) for name, room in named]
+
+
+def _add_up(name: str, room: Tensor, rows: int) -> Tensor:
+    if room.dim() == 4:
+        return room.mT.unflatten(0, (-1, rows)).sum(0).mT
+    if name in ("D", "bias"):
+        return room.sum(0).squeeze(1)
+    return room.sum(0) if name in _SHARED else room
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(output[2], *tensors)
+
+
+def _differentiate(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    kept, *tensors = ctx.saved_tensors
+    gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
+    given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
+    return *given, None, None
+
+
+def _refuse(ctx: Any, *gradients: Any) -> None:
+    raise RuntimeError("selective_scan: the backend 'cpu' has no second derivatives: take backend='reference'")
+
+
+scan.register_autograd(_differentiate, setup_context=_save)
+scan_backward.register_autograd(_refuse)

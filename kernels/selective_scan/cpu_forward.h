@@ -1,0 +1,77 @@
+// out and h_L from the arguments, and the states between windows where the backward pass will want them.
+#pragma once
+
+#include "cpu_problem.h"
+
+namespace scan {
+
+template <bool per_lane>
+class Forward {
+    const Problem& p;
+    const Part part;
+    const int states;
+    Lanes *rate, *h;                  // [block][state]: A log2(e), the state
+    Lanes *u, *d, *y, *z;             // [step]
+    Input<per_lane> B, C;
+
+   public:
+    Forward(const Problem& problem, int64_t task, Scratch& scratch)
+        : p(problem), part(p, task), states(static_cast<int>(p.states)),
+          rate(scratch.take(most_blocks(p) * states)), h(scratch.take(most_blocks(p) * states)),
+          u(scratch.take(window_length(p))), d(scratch.take(window_length(p))), y(scratch.take(window_length(p))),
+          z(scratch.take(window_length(p))), B(p, p.B, p.constant_B, part, scratch), C(p, p.C, p.constant_C, part, scratch) {}
+
+    static int64_t scratch_lanes(const Problem& p) {
+        return 2 * most_blocks(p) * p.states + 4 * window_length(p) + 2 * Input<per_lane>::size(p);
+    }
+
+    void run() {
+        for (int block = 0; block < part.blocks(); ++block) {
+            const auto window = part.window(block, 0, states);
+            tiles::load(rate + block * states, p.A, window);
+            for (int n = 0; n < states; ++n) rate[block * states + n] *= lanes::LOG2E;
+            tiles::load_or_zero(h + block * states, p.initial, window);
+        }
+        for (int64_t first = 0; first < p.length; first += WINDOW) {
+            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
+            B.read(first, steps);
+            C.read(first, steps);
+            for (int block = 0; block < part.blocks(); ++block) read_window(block, first, steps);
+        }
+        for (int block = 0; block < part.blocks(); ++block)
+            tiles::store(h + block * states, p.last, part.window(block, 0, states));
+    }
+
+   private:
+    void read_window(int block, int64_t first, int steps) {
+        const auto window = part.window(block, first, steps), channels = part.window(block, 0, 1);
+        Lanes bias, skip;
+        tiles::load_or_zero(&bias, p.bias, channels);
+        tiles::load_or_zero(&skip, p.D, channels);
+        if (p.kept && first > 0) tiles::store(h + block * states, p.kept, part.kept(p, block, first));
+        tiles::load(u, p.u, window);
+        tiles::load(d, p.delta, window);
+        step_sizes(p, bias, steps, d, nullptr);
+        for (int t = 0; t < steps; ++t) y[t] = step(block, t, skip);
+        if (p.z) {
+            tiles::load(z, p.z, window);
+            for (int t = 0; t < steps; ++t) y[t] = y[t] * z[t] * lanes::sigmoid(z[t]);
+        }
+        tiles::store(y, p.out, window);
+    }
+
+    Lanes step(int block, int t, Lanes skip) {
+        const Lanes dt = d[t], x = dt * u[t];
+        const Lanes* a = rate + block * states;
+        Lanes* state = h + block * states;
+        Lanes sum = skip * u[t];
+        for (int n = 0; n < states; ++n) {
+            const Lanes new_state = lanes::exp2_product(dt, a[n]) * state[n] + x * B.at(block, t, n);
+            sum += new_state * C.at(block, t, n);
+            state[n] = new_state;
+        }
+        return sum;
+    }
+};
+
+}  // namespace scan

@@ -1,0 +1,65 @@
+// Strided tensors of any layout, cut into tiles whose lanes are channels.
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.h"
+
+namespace tiles {
+
+using lanes::Lanes;
+using lanes::W;
+
+// A (rows, channels, steps) tensor; strides in elements, no data = an absent argument.
+struct View {
+    float* data;
+    int64_t row, channel, step;
+
+    explicit operator bool() const { return data != nullptr; }
+    float* at(int64_t r, int64_t c, int64_t s) const { return data + r * row + c * channel + s * step; }
+};
+
+// `width` channels of `steps` steps, in an array of lanes. Lanes from `width` on hold 0 and are not stored.
+struct Window {
+    int64_t row, channel, step;
+    int width, steps;
+};
+
+__attribute__((noinline)) static void load(Lanes* tile, const View& view, const Window& w) {
+    const float* from = view.at(w.row, w.channel, w.step);
+    int t = 0;
+    if (w.width == W && view.channel == 1)
+        for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
+    if (w.width == W && view.step == 1)
+        for (; t + W <= w.steps; t += W) {
+            for (int i = 0; i < W; ++i) tile[t + i] = lanes::load(from + i * view.channel + t);
+            lanes::transpose(tile + t);
+        }
+    for (; t < w.steps; ++t) {
+        tile[t] = Lanes{};
+        for (int i = 0; i < w.width; ++i) tile[t][i] = from[i * view.channel + t * view.step];
+    }
+}
+
+__attribute__((noinline)) static void store(const Lanes* tile, const View& view, const Window& w) {
+    float* to = view.at(w.row, w.channel, w.step);
+    int t = 0;
+    if (w.width == W && view.channel == 1)
+        for (; t < w.steps; ++t) lanes::store(to + t * view.step, tile[t]);
+    if (w.width == W && view.step == 1)
+        for (; t + W <= w.steps; t += W) {
+            Lanes square[W];
+            std::copy_n(tile + t, W, square);
+            lanes::transpose(square);
+            for (int i = 0; i < W; ++i) lanes::store(to + i * view.channel + t, square[i]);
+        }
+    for (; t < w.steps; ++t)
+        for (int i = 0; i < w.width; ++i) to[i * view.channel + t * view.step] = tile[t][i];
+}
+
+inline void load_or_zero(Lanes* tile, const View& view, const Window& w) {
+    if (view) return load(tile, view, w);
+    for (int t = 0; t < w.steps; ++t) tile[t] = Lanes{};
+}
+
+}  // namespace tiles
