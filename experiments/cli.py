@@ -6,17 +6,21 @@ import dataclasses
 import errno
 import importlib.metadata
 import re
+import shutil
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, get_loader
 
 from experiments import config, strict
 from experiments.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _TABLES = ("arch", "task", "per_task")
 """Fields of Experiment that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
@@ -238,23 +242,29 @@ def compare(given: dict[str, Any]) -> int:
     source, out, jobs = (given.pop(name, None) for name in ("config", "out", "jobs"))
     retry, dry_run = given.pop("retry", ()), given.pop("dry_run", False)
     experiment = config.load(source, given)
-    return run(experiment, Path(out or Path("runs") / experiment.name), jobs, retry=retry, dry_run=dry_run)
+    folder = Path(out or Path("runs") / experiment.name)
+    return run(experiment, folder, jobs, retry=retry, dry_run=dry_run, console=console())
 
 
 def report(given: dict[str, Any]) -> int:
     """Write the report of a folder again, from its records alone."""
-    from rich.console import Console
-
     from experiments import report as reporter
 
     folder = Path(given["folder"])
     if not (folder / "experiment.yaml").is_file():
         raise UserError(f"{folder} holds no experiment: expected the --out of an `archlab compare`")
     path = reporter.write(folder)
-    console = Console()
-    console.print(reporter.table(folder))
-    console.print(str(path), soft_wrap=True)
+    printer = console()
+    printer.print(reporter.table(folder))
+    printer.print(str(path), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def console() -> Console:
+    """Where tables go. In a pipe, rich would squeeze them into 80 columns."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else shutil.get_terminal_size((120, 24)).columns)
 
 
 def tensorboard(given: dict[str, Any]) -> int:
