@@ -173,9 +173,9 @@ def _same(what: str, once: dict[str, Tensor], again: dict[str, Tensor]) -> Compl
 def trace(p: Probe) -> Complaints:
     """Nothing depends on values on the host: both paths run on fake tensors, which have none."""
     assert p.ragged.mask is not None
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # slow: a few columns show all there is to see
         fake = dataclasses.replace(p, target=mode.from_tensor(p.target[:, :2]))
-        source = Tokens(mode.from_tensor(p.ragged.ids), mode.from_tensor(p.ragged.mask))
+        source = Tokens(mode.from_tensor(p.ragged.ids[:, -3:]), mode.from_tensor(p.ragged.mask[:, -3:]))
         for path, logits in (("forward", fake.forward(source)), ("decode", fake.split(source, 1, 1))):
             if logits.shape != (p.rows, 2, p.backbone.readout.out_features):
                 yield f"{path}: shape {tuple(logits.shape)}"

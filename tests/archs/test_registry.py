@@ -153,6 +153,23 @@ def test_a_bad_config_is_one_sentence(name, config, message):
     assert "\n" not in str(caught.value)
 
 
+def sizes() -> list[tuple[str, str]]:
+    """Every (architecture, field) that holds a whole number."""
+    return [
+        (name, field.name)
+        for name in archs.names()
+        for field in dataclasses.fields(archs.load(name).Config)
+        if field.type in ("int", "int | None")
+    ]
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(("name", "size"), sizes())
+def test_a_size_below_one_is_refused_by_name(name, size, value):
+    with pytest.raises(ValueError, match=size):
+        archs.load(name).Config(**{size: value})
+
+
 @pytest.mark.parametrize("name", archs.names())
 def test_an_unknown_field_is_refused(name):
     with pytest.raises(TypeError, match="d_modle"):

@@ -24,6 +24,7 @@ SEQ2SEQ = {
 }
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "seq2seq-bahdanau-blind-query": ("seq2seq", {**TINY, "attention": "bahdanau", "query_sees_input": False}),
     "seq2seq-luong-dot": ("seq2seq", {**TINY, "attention": "luong", "score": "dot", "d_hidden": 12}),
     "transformer-pre": ("transformer", {**TINY, "norm": "pre", "dropout": 0.1}),
     "transformer-untied": ("transformer", {**TINY, "tied_embeddings": False}),
