@@ -37,7 +37,7 @@ def archlab(command: Path) -> Archlab:
     """Run `archlab WORDS...` to its end, with variables added to the environment; no terminal, no exception."""
 
     def run(
-        *words: str | Path, cwd: Path | None = None, timeout: float = 120, **environment: str
+        *words: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(command), *map(str, words)],

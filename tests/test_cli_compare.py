@@ -25,7 +25,7 @@ TINY = """
     --archs gqa --tasks reverse --budget.by none --arch.gqa.d_model 16 --arch.gqa.d_ff 16 --arch.gqa.n_layers 1
     --arch.gqa.n_heads 2 --arch.gqa.n_kv_heads 1 --task.reverse.train_lengths 3,4 --task.reverse.test_lengths 4
     --train.batch_size 8 --train.val_examples 8 --train.test_examples 8 --train.val_every 50 --cost.contexts 16,32
-    --cost.batch_size 2 --cost.seconds 0.02 --jobs 1 --train.stop_when_solved false
+    --cost.batch_size 2 --cost.seconds 0.02 --jobs 2 --train.stop_when_solved false
 """
 
 
@@ -87,7 +87,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 def smoke(archlab: Archlab, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """What a first run of the smoke preset printed, and its folder."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    return archlab("compare", "--config", "smoke", "--out", folder, timeout=280), folder
+    return archlab("compare", "--config", "smoke", "--out", folder, timeout=600), folder
 
 
 def records(folder: Path) -> dict[str, str]:
@@ -196,7 +196,7 @@ def test_interrupted_it_continues_and_nobody_else_may_write_meanwhile(
     archlab: Archlab, command: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Three seeds: Ctrl-C, as a terminal sends it, while the second trains; another process meanwhile is refused."""
-    words = ["compare", *TINY.split(), "--seeds", "3", "--train.steps", "300", "--out", str(tmp_path / "run")]
+    words = ["compare", *TINY.split(), "--seeds", "3", "--train.steps", "150", "--out", str(tmp_path / "run")]
     folder = tmp_path / "run"
     line = [str(command), *words]
     started = subprocess.Popen(
