@@ -34,9 +34,9 @@ def additive_attention(
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    if query.dim() != 3 or keys.dim() != 3 or values.dim() != 3:
+    if query.dim() != 3 or keys.dim() != 3 or values.dim() != 3 or query.shape[1] == 0:
         raise ValueError(
-            f"{_OP}: expected query (B, T, H), keys (B, S, H) and values (B, S, E), "
+            f"{_OP}: expected query (B, T, H) with T >= 1, keys (B, S, H) and values (B, S, E), "
             f"got {tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
         )
     rows, _, hidden = query.shape

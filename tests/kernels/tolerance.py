@@ -1,0 +1,52 @@
+"""The rule by which a fast backend is judged: against the same maths in plain torch, both against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+
+def assert_as_good(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """At most twice the error of plain torch in the same dtype, plus 4 eps max|exact|."""
+    assert actual.shape == exact.shape, name
+    if exact.numel() == 0:
+        return
+    error, allowed = _error(actual, exact), 2 * _error(plain, exact) + 4 * _eps(plain) * float(exact.abs().max())
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_all_as_good(names: Iterable[str], *results: Iterable[Tensor]) -> None:
+    """`assert_as_good` for each named triple of (actual, plain, exact)."""
+    for name, actual, plain, exact in zip(names, *results, strict=True):
+        assert_as_good(name, actual, plain, exact)
+
+
+def _error(actual: Tensor, exact: Tensor) -> float:
+    return float((actual.double() - exact).abs().max())
+
+
+def _eps(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps
+
+
+@contextmanager
+def nan_in_fresh_memory():
+    """Fill what torch hands out uninitialised with NaN, so that reading it before writing shows."""
+
+    def filled(make):
+        def made(*arguments, **options):
+            tensor = make(*arguments, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    with (
+        patch.object(torch, "empty", filled(torch.empty)),
+        patch.object(torch, "empty_like", filled(torch.empty_like)),
+        patch.object(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty)),
+    ):
+        yield
