@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import Archlab
 
-from experiments import cli
+from experiments import cli, options
 
 COMPARE = """
     --help --config --out --jobs --retry --dry-run --name --archs --tasks --seeds --lr --lr_grid --timeout
@@ -23,7 +24,7 @@ COMPARE = """
 
 
 @pytest.mark.parametrize(
-    ("command", "options"),
+    ("command", "surface"),
     [
         ("compare", COMPARE.split()),
         ("report", ["--help"]),
@@ -32,9 +33,9 @@ COMPARE = """
         ("doctor", ["--help"]),
     ],
 )
-def test_the_surface_is_frozen(command: str, options: list[str]) -> None:
+def test_the_surface_is_frozen(command: str, surface: list[str]) -> None:
     """Options are a promise: adding or renaming one changes this list, knowingly."""
-    assert cli.option_names(cli.commands(cli.build_parser(command))[command]) == options
+    assert options.option_names(options.commands(options.build_parser(command))[command]) == surface
     assert list(cli.COMMANDS) == ["compare", "report", "tensorboard", "list", "doctor"]
 
 
@@ -45,8 +46,13 @@ def test_help_is_fast_and_light(archlab: Archlab) -> None:
     assert done.returncode == 0
     assert "compare" in done.stdout
     assert seconds < 2.0  # 0.2 s on an idle machine; the rest is for a busy one
-    code = "import sys, experiments.cli as cli; cli.build_parser('compare').format_help(); print(*sys.modules)"
-    loaded = subprocess.run([cli.sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split()
+    code = """
+import sys
+from experiments import cli, options
+options.build_parser('compare').format_help()
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split()
     assert "experiments.config" in loaded
     assert not {"torch", "lightning", "numpy", "matplotlib", "rich"} & set(loaded)
 
@@ -124,7 +130,7 @@ def test_nothing_typed_shows_the_help(archlab: Archlab) -> None:
 )
 def test_only_what_was_typed_is_given(words: str, given: dict[str, object]) -> None:
     """Defaults must not hide what a preset says."""
-    assert cli.parse(["compare", *words.split()]) == ("compare", given)
+    assert options.parse(["compare", *words.split()]) == ("compare", given)
 
 
 def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +144,14 @@ def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeyp
     printed = capsys.readouterr().err
     assert printed.startswith("archlab: the disk is full")
     assert printed.count("\n") == 1
+
+
+def test_a_file_in_the_way_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "list", lambda given: len(tmp_path.read_text()))
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err.startswith(f"archlab: cannot use {tmp_path}: Is a directory")
 
 
 def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

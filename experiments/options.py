@@ -1,0 +1,207 @@
+"""The options of the command: those of `compare` are the fields of Experiment, so every key can be overridden.
+
+Imports no torch: `--help` must be fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+from argparse import ArgumentError
+from collections.abc import Callable
+from typing import Any, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser, get_loader
+
+from experiments import config, strict
+from experiments.errors import UserError
+
+_TABLES = ("arch", "task", "per_task")
+"""Fields of Experiment that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
+
+
+def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command and what was given to it, without defaults: dotted options nested, settings of items included.
+
+    Raises UserError for what it cannot understand, SystemExit after --help and --version.
+    """
+    parser = build_parser(argv[0] if argv else None)
+    if not argv:
+        parser.print_help()
+        raise SystemExit(2)
+    argv, settings = _take_settings(argv)
+    _check_words(parser, argv)
+    try:
+        given = parser.parse_args(argv, defaults=False).as_dict()
+    except ArgumentError as error:
+        raise UserError(_sentence(str(error))) from error
+    command = given["subcommand"]
+    return command, {**given.get(command, {}), **settings}
+
+
+def build_parser(command: str | None = None) -> ArgumentParser:
+    """The parser of all commands, with the options of `command` alone: building those of `compare` takes 0.1 s.
+
+    The options of `compare` are the fields of Experiment.
+    """
+    parser = _parser(prog="archlab", description="Sequence architectures head to head: quality, memory, throughput.")
+    parser.add_argument("--version", action="version", version=f"archlab {importlib.metadata.version('archlab')}")
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, (fill, description) in {
+        "compare": (_fill_compare, "architectures x tasks x seeds head to head, then the report"),
+        "report": (_fill_folder, "build the report of a folder again"),
+        "tensorboard": (_fill_tensorboard, "open the curves of a folder, on this machine only"),
+        "list": (None, "architectures, tasks, kernels and presets"),
+        "doctor": (None, "what runs here, and the one command that mends each miss"),
+    }.items():
+        options = _parser(description=description)
+        if fill and name == command:
+            fill(options)
+        commands.add_subcommand(name, options, help=description)
+    return parser
+
+
+def _parser(**settings: Any) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **settings)
+
+
+def _fill_folder(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, metavar="DIR", help="the --out of a comparison, such as runs/quick")
+
+
+def _fill_tensorboard(parser: ArgumentParser) -> None:
+    _fill_folder(parser)
+    parser.add_argument("--port", type=int, help="by default 6006, or the next free one")
+
+
+def _fill_compare(parser: ArgumentParser) -> None:
+    parser.usage = "archlab compare [--config FILE|PRESET] [--out DIR] [--KEY VALUE] ..."
+    parser.add_argument("--config", type=str, metavar="FILE|PRESET", help="what to run; `archlab list` shows presets")
+    parser.add_argument("--out", type=str, metavar="DIR", help="where it is recorded, by default runs/NAME")
+    parser.add_argument("--jobs", type=int, help="cells trained at a time, by default one per GPU or core")
+    parser.add_argument(
+        "--retry",
+        type=CommaList(str),
+        metavar="A,B",
+        help="run again what ended as failed, oom, nan or timeout, or is stale",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the cells, parameters and an estimate, run none")
+    parser.add_argument_group(
+        "settings of one item",
+        "--arch.NAME.KEY VALUE, --task.NAME.KEY VALUE, and --per_task.NAME.KEY VALUE for a field of train",
+    )
+    _add_fields(parser, config.Experiment)
+
+
+def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "") -> None:
+    """One option per field of a dataclass, nested ones dotted, with the field's docstring as help."""
+    hints = get_type_hints(fields_of)
+    parsed = docstring_parser.parse_from_object(fields_of)
+    helps = {parameter.arg_name: parameter.description for parameter in parsed.params}
+    group = parser.add_argument_group(prefix.rstrip(".") or "the experiment", parsed.short_description)
+    nested = []
+    for field in dataclasses.fields(fields_of):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            nested.append((hint, f"{name}."))
+        elif field.name not in _TABLES:
+            group.add_argument(
+                f"--{name}",
+                **_kind(hint),
+                help=helps.get(field.name) or field.name.replace("_", " "),
+                default=field.default,
+            )
+    for hint, name in nested:
+        _add_fields(parser, hint, name)
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """The argparse type of a field: comma lists for tuples, jsonargparse's own for the rest."""
+    if get_origin(hint) is not tuple:
+        return {"type": hint}
+    item = get_args(hint)[0]
+    return {"type": CommaList(str if item is Any else item), "metavar": "A,B"}
+
+
+class CommaList:
+    """A parser of `a,b` into a tuple of items; `[a, b]` is read as YAML, which also allows labelled entries."""
+
+    def __init__(self, item: Callable[[str], Any]) -> None:
+        self.item = item
+        self.__name__ = repr(self)
+
+    def __repr__(self) -> str:
+        return f"comma list of {getattr(self.item, '__name__', self.item)}"
+
+    def __call__(self, value: Any) -> tuple[Any, ...]:
+        """Raises ValueError where an item is none."""
+        if isinstance(value, str):
+            value = get_loader("yaml")(value) if value.startswith("[") else config.split_list(value)
+        return tuple(self.item(word) if isinstance(word, str) else word for word in value)
+
+
+def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take --arch.NAME.KEY VALUE and its like out of the words: any name and key, so no option can be declared."""
+    rest: list[str] = []
+    settings: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        table = option[2:].split(".")[0]
+        if not option.startswith("--") or table not in _TABLES:
+            rest.append(word)
+            continue
+        name, _, key = option.removeprefix(f"--{table}.").rpartition(".")
+        if not (name and key):
+            raise UserError(f"{option} is no setting: expected --{table}.NAME.KEY VALUE")
+        value = value if equals else next(words, "--")
+        if value.startswith("--"):
+            raise UserError(f"{option} expects a value: --{table}.NAME.KEY VALUE")
+        settings.setdefault(table, {}).setdefault(name, {})[key] = _value(value)
+    return rest, settings
+
+
+def _value(text: str) -> Any:
+    """YAML, so 1e-3, true, null and [1, 2] have types; and 8,16 is a list of numbers."""
+    value = get_loader("yaml")(text)
+    if re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)+", text):
+        return [get_loader("yaml")(word) for word in text.split(",")]
+    return value
+
+
+def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
+    """Name the nearest command or option for a word that is none. argparse only says that it is not recognised."""
+    known = commands(parser)
+    command = argv[0] if argv and not argv[0].startswith("-") else None
+    if command is not None and command not in known:
+        raise UserError(f"unknown command {command!r}: {strict.nearest(command, known)}")
+    options = option_names(known[command] if command else parser)
+    for word in argv:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in options:
+            tables = [f"--{table}.NAME.KEY" for table in _TABLES] if command == "compare" else []
+            raise UserError(f"unknown option {option}: {strict.nearest(option, options + tables)}")
+
+
+def commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """The parser of each command, by name."""
+    return next(dict(action.choices or {}) for action in parser._actions if action.dest == "subcommand")
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The long options of a parser, in the order of its help."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _sentence(message: str) -> str:
+    """argparse's and jsonargparse's complaints, worded as ours."""
+    message = " ".join(message.split())
+    message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+    message = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", message)
+    message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", message)
+    message = re.sub(r"the following arguments are required: \w+\.folder", "expected a folder: DIR", message)
+    return (
+        message.removeprefix("argument ").replace("Got value:", "got").replace("unrecognized arguments:", "unexpected")
+    )
