@@ -22,6 +22,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 import archs
+import kernels
 from archs.contract import Backbone, Tokens
 from experiments import data, match, tasks
 from experiments.cell import Cell
@@ -78,6 +79,7 @@ class Bench:
 
 def measure(cell: Cell, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The record's "cost" and "ran". report: told of progress."""
+    kernels.forget()
     task = tasks.make(cell.task, **cell.task_config)
     fabric = Fabric(accelerator=cell.train.accelerator, devices=1, precision=PRECISION[cell.train.precision])
     batch = fabric.to_device(data.batch(task, cell.seed, "train", 0, cell.cost.batch_size, task.train_lengths[1]))

@@ -75,6 +75,6 @@ class Metrics:
 
 
 def _means(device: torch.device) -> dict[str, MeanMetric]:
-    # Without a check for NaN: a loss that is not finite must show as such.
+    # A NaN stays one: a loss that is not finite must show as such. (The strategy "disable" would drop the weights.)
     names = ("loss", "token_accuracy", "exact_match")
-    return {name: MeanMetric(nan_strategy="disable").to(device) for name in names}
+    return {name: MeanMetric(nan_strategy=math.nan).to(device) for name in names}

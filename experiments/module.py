@@ -137,7 +137,7 @@ def _select(parameters: Iterable[nn.Parameter], decays: bool) -> Iterable[nn.Par
 
 
 def ran(task: Task, train: Train) -> dict[str, Any]:
-    """Which kernels and which loss this process has run, and the first slow backend it had to fall back on."""
+    """Which kernels and which loss have run, and the first slow backend that had to be fallen back on."""
     return {
         "kernels": kernels.ran(),
         "loss": loss.method(task.vocab_size, train.label_smoothing),

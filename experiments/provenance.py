@@ -87,7 +87,7 @@ def _files(arch: str, task: str) -> Iterator[tuple[str, Path]]:
     generate = ROOT / "archs" / "generate.py"  # the package imports it lazily, by name
     followed = _imported([*own.values(), *training, generate]) - set(own.values())
     yield from own.items()
-    yield from ((path.relative_to(ROOT).as_posix(), path) for path in [*training, *kernels, *followed])
+    yield from ((path.relative_to(ROOT).as_posix(), path) for path in {*training, *kernels, *followed, generate})
 
 
 def _own(folder: str, spec: str) -> Path:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 import archs
+import kernels
 from experiments import board, checkpoint, match, provenance, tasks
 from experiments.callbacks import Diverged, Recorder, Report
 from experiments.cell import Cell, slug
@@ -58,6 +59,7 @@ def train(cell: Cell, folder: Path, report: Report, checkpoint_every: float = 30
 
 def prepare(cell: Cell, folder: Path, report: Report, checkpoint_every: float) -> Run:
     """Build everything that a run needs, from the cell's seed; nothing is trained yet."""
+    kernels.forget()
     lightning.seed_everything(cell.seed, verbose=False)
     task = tasks.make(cell.task, **cell.task_config)
     backbone = archs.build(cell.arch, task.vocab_size, **cell.arch_config)
