@@ -137,6 +137,8 @@ class Slot:
         old_keys, old_values = self.cache.layers[layer]
         if self.columns is None:
             return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+        # Under autocast the new ones may be narrower than the cache.
+        keys, values = keys.to(old_keys.dtype), values.to(old_values.dtype)
         return old_keys.index_copy_(2, self.columns, keys), old_values.index_copy_(2, self.columns, values)
 
     def close(self, layers: list[KeyValue], count: int) -> Cache:
