@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from archs.contract import Backbone, State, StateConsumed, Tokens
     from archs.generate import beam, greedy, sample
-    from archs.verify import verify_contract
+    from archs.verify import ContractError, verify_contract
 
 _LAZY = {
     "Backbone": "contract", "State": "contract", "StateConsumed": "contract", "Tokens": "contract",
-    "greedy": "generate", "sample": "generate", "beam": "generate", "verify_contract": "verify",
+    "greedy": "generate", "sample": "generate", "beam": "generate",
+    "ContractError": "verify", "verify_contract": "verify",
 }  # fmt: skip
 __all__ = [
-    "Backbone", "State", "StateConsumed", "Tokens", "beam", "build", "greedy", "load", "names", "sample",
-    "verify_contract",
+    "Backbone", "ContractError", "State", "StateConsumed", "Tokens", "beam", "build", "greedy", "load", "names",
+    "sample", "verify_contract",
 ]  # fmt: skip
 
 

@@ -44,6 +44,22 @@ class Tokens(NamedTuple):
         return (self.mask.cumsum(1) - 1).clamp(min=0)
 
 
+def check_config(config: Any, *sizes: str) -> None:
+    """Refuse what no architecture can be built from; every `Config.__post_init__` begins with it.
+
+    sizes: fields that must be at least 1, or None where their default is derived. Raises ValueError naming the field.
+    """
+    name = type(config).__module__.removeprefix("archs.")
+    for size in ("d_model", "n_layers", *sizes):
+        value = getattr(config, size)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {size} must be at least 1, got {value}")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"{name}: dropout must be at least 0 and below 1, got {config.dropout}")
+    if config.state_dtype not in ("float32", "model"):
+        raise ValueError(f"{name}: state_dtype must be 'float32' or 'model', got {config.state_dtype!r}")
+
+
 class StateConsumed(RuntimeError):
     """A state whose cache was written in place by a later call was used again."""
 

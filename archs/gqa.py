@@ -29,7 +29,7 @@ from archs.attention import (
     reserve,
     usable_room,
 )
-from archs.contract import Backbone, Tokens
+from archs.contract import Backbone, Tokens, check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,7 @@ class Config:
     """No recurrent state is kept here: the cache has the dtype of its keys."""
 
     def __post_init__(self) -> None:
+        check_config(self, "n_heads", "n_kv_heads", "d_ff", "rope_original_context")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"gqa: d_model={self.d_model} must split into n_heads={self.n_heads} heads of even width; "
@@ -214,7 +215,10 @@ class GQA(Backbone[Cache]):
         length = torch.full((rows,), columns, device=source.ids.device)
         if source.start is not None:
             length = length - source.start
-        return Cache(tuple(layers), length, source.start, Lease(columns) if room else None)
+        if room:
+            return Cache(tuple(layers), length, source.start, Lease(columns))
+        # The values are a view of the joint projection, which would keep the unrotated keys alive.
+        return Cache(tuple((keys, values.clone()) for keys, values in layers), length, source.start)
 
     def advance(self, state: Cache, target: Tensor) -> tuple[Tensor, Cache]:
         """Read T more tokens over the cached columns."""

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import kernels
-from archs.contract import Backbone, State, Tokens
+from archs.contract import Backbone, State, Tokens, check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,7 @@ class Config:
     """Where h is kept between calls: at least float32, or the module's own dtype."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "d_state", "d_conv"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"mamba: {name} must be at least 1, got {getattr(self, name)}")
+        check_config(self, "d_inner", "d_state", "d_conv", "dt_rank")
         if not 0 < self.dt_min <= self.dt_max:
             raise ValueError(f"mamba: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import kernels
 from archs.attention import source_mask
-from archs.contract import Backbone, State, Tokens
+from archs.contract import Backbone, State, Tokens, check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,11 @@ class Config:
     """The recurrent state has the dtype of the module: torch's GRU and LSTM keep no other."""
 
     def __post_init__(self) -> None:
+        check_config(self, "d_hidden")
         choices = {"attention": ("none", "bahdanau", "luong"), "score": ("dot", "general"), "cell": ("gru", "lstm")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"seq2seq: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if min(self.d_model, self.hidden, self.n_layers) < 1:
-            raise ValueError("seq2seq: d_model, d_hidden and n_layers must be at least 1")
 
     @property
     def hidden(self) -> int:

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from archs.attention import Cache, KeyValue, Lease, Slot, attend, attention_weights, source_mask, usable_room
-from archs.contract import Backbone, State, Tokens
+from archs.contract import Backbone, State, Tokens, check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class Config:
     d_ff: int | None = None
     """Hidden width of the feed-forward; 4 d_model by default."""
     norm: Literal["post", "pre"] = "post"
+    wavelength: float = 10_000.0
+    """Base of the position encodings (section 3.5): the longest period is 2 pi times this. A shorter one tells the
+    neighbours of short sequences apart more sharply."""
     tied_embeddings: bool = True
     dropout: float = 0.0
     learning_rate: float = 1e-3
@@ -43,6 +46,7 @@ class Config:
     """No recurrent state is kept here: the cache has the dtype of its keys."""
 
     def __post_init__(self) -> None:
+        check_config(self, "n_heads", "d_ff")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ValueError(
                 f"transformer: d_model={self.d_model} must be even and a multiple of n_heads={self.n_heads}; "
@@ -50,6 +54,8 @@ class Config:
             )
         if self.norm not in ("post", "pre"):
             raise ValueError(f"transformer: norm must be 'post' or 'pre', got {self.norm!r}")
+        if self.wavelength <= 0:
+            raise ValueError(f"transformer: wavelength must be positive, got {self.wavelength}")
 
     @property
     def hidden(self) -> int:
@@ -66,10 +72,10 @@ class TransformerState(State):
     target: Cache
 
 
-def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+def sinusoids(positions: Tensor, width: int, wavelength: float, dtype: torch.dtype) -> Tensor:
     """Position encodings (..., D) of int64 positions (...): sines at even, cosines at odd features (section 3.5)."""
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width
-    angles = positions[..., None] * 10_000.0**-exponents
+    angles = positions[..., None] * wavelength**-exponents
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(dtype)
 
 
@@ -213,7 +219,7 @@ class Transformer(Backbone[TransformerState]):
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         width = self.config.d_model
         x = self.embedding(ids) * math.sqrt(width)
-        return self.embedding_dropout(x + sinusoids(positions, width, x.dtype))
+        return self.embedding_dropout(x + sinusoids(positions, width, self.config.wavelength, x.dtype))
 
     def encode(self, source: Tokens, room: int = 0) -> TransformerState:
         """Encode the source once; `room` preallocates target columns."""

@@ -141,7 +141,7 @@ MUTANTS = {
     "gqa: a consumed state goes on": Mutant(
         "gqa",
         (
-            ("Lease(columns) if room", "Endless(columns) if room"),
+            ("source.start, Lease(columns))", "source.start, Endless(columns))"),
             (
                 "class RotaryPositions",
                 "class Endless(Lease):\n    def check(self):\n        pass\n\n\nclass RotaryPositions",

@@ -142,7 +142,7 @@ def test_a_broken_file_is_read_again_once_mended(tmp_path):
         ("seq2seq", {"attention": "dot"}, "seq2seq: attention must be one of none, bahdanau, luong, got 'dot'"),
         ("seq2seq", {"cell": "rnn"}, "seq2seq: cell must be one of gru, lstm, got 'rnn'"),
         ("seq2seq", {"score": "cosine"}, "seq2seq: score must be one of dot, general, got 'cosine'"),
-        ("seq2seq", {"n_layers": 0}, "seq2seq: d_model, d_hidden and n_layers must be at least 1"),
+        ("seq2seq", {"n_layers": 0}, "seq2seq: n_layers must be at least 1, got 0"),
         ("mamba", {"d_conv": 0}, "mamba: d_conv must be at least 1, got 0"),
         ("mamba", {"dt_min": 0.5}, "mamba: expected 0 < dt_min <= dt_max, got 0.5 and 0.1"),
     ],
