@@ -165,11 +165,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def is_stale(record: Mapping[str, Any]) -> bool:
     """Whether other sources than today's computed it."""
+    if record.get("sources") is None:
+        # A cell that ended before it could say has no result that could go stale.
+        return record["status"] == "done"
     try:
         today = provenance.sources(record["cell"]["arch"], record["cell"]["task"])
     except OSError:
         return True
-    return record.get("sources") != today
+    return record["sources"] != today
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -155,4 +155,6 @@ def test_stale_is_what_other_sources_computed() -> None:
     record = make_record(make_cell("gqa", "reverse"))
     assert not ledger.is_stale(record)
     assert ledger.is_stale({**record, "sources": "0123"})
+    assert ledger.is_stale({**record, "sources": None})
+    assert not ledger.is_stale({**record, "sources": None, "status": "failed"})
     assert ledger.is_stale({**record, "cell": {**record["cell"], "arch": "/nowhere/gone.py"}})
