@@ -121,7 +121,7 @@ inline void transpose(Lanes rows[W]) {
 }
 
 // Lane i of the result is the sum over the lanes of rows[i]. The rows are overwritten.
-__attribute__((noinline)) static Lanes sum_each(Lanes rows[W]) {
+__attribute__((noinline)) inline Lanes sum_each(Lanes rows[W]) {
     for (int span = W / 2; span > 0; span /= 2) {
         Words low{}, high{};
         for (int i = 0; i < W; ++i) {

@@ -25,7 +25,7 @@ struct Window {
     int width, steps;
 };
 
-__attribute__((noinline)) static void load(Lanes* tile, const View& view, const Window& w) {
+__attribute__((noinline)) inline void load(Lanes* tile, const View& view, const Window& w) {
     const float* from = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)
@@ -41,7 +41,7 @@ __attribute__((noinline)) static void load(Lanes* tile, const View& view, const 
     }
 }
 
-__attribute__((noinline)) static void store(const Lanes* tile, const View& view, const Window& w) {
+__attribute__((noinline)) inline void store(const Lanes* tile, const View& view, const Window& w) {
     float* to = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)

@@ -5,21 +5,15 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from kernels import build
+from kernels import build, native
+from kernels.native import View, view
 
 WINDOW = 64
 """Steps between two states that the forward pass keeps for the backward pass."""
 PART = 128
 """Channels that share one sum of the gradients of B and C."""
-
-
-class View(ctypes.Structure):
-    """A float32 tensor (rows, channels, steps) with its strides in elements; no data = absent."""
-
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "channel", "step"))]
 
 
 class Matrix(ctypes.Structure):
@@ -40,7 +34,6 @@ _VIEWS = (
     *("dout", "dlast", "du", "ddelta", "dz", "dA", "dD", "dbias", "dinitial"),
 )
 _MATRICES = ("B", "C", "dB", "dC")
-_WORK_PER_THREAD = 2**18  # state updates that pay for starting a thread
 
 
 class Problem(ctypes.Structure):
@@ -56,7 +49,7 @@ class Problem(ctypes.Structure):
         u, _, A, B, C = (tensor for tensor in tensors[:5] if tensor is not None)
         groups = next((matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4), 1)
         states = A.shape[1]
-        threads = min(torch.get_num_threads(), 1 + u.numel() * states // _WORK_PER_THREAD)
+        threads = native.threads(u.numel() * states)
         sizes = *u.shape, states, groups, parts_of(u.shape[1], groups)
         super().__init__(*sizes, threads, softplus, B.dim() == 2, C.dim() == 2)
         self.set(**dict(zip(NAMES, tensors, strict=True)))
@@ -69,22 +62,12 @@ class Problem(ctypes.Structure):
 
     def solve(self, function: str) -> None:
         """Call a function of the library. Raises BuildError if there is no library, MemoryError if memory ran out."""
-        compiled = library()
-        if isinstance(compiled, build.BuildError):
-            raise compiled
-        if getattr(compiled, function)(ctypes.byref(self)) != 0:
-            raise MemoryError(f"{function}: out of memory")
+        native.call(library(), function, self)
 
 
 def parts_of(channels: int, groups: int) -> int:
     """The number of parts in a group."""
     return -(-channels // groups // PART)
-
-
-def view(tensor: Tensor) -> View:
-    """(B, D, L) as it is; (D, N) and (D,) the same for every row."""
-    strides = {3: tensor.stride(), 2: (0, *tensor.stride()), 1: (0, *tensor.stride(), 0)}[tensor.dim()]
-    return View(tensor.data_ptr(), *strides)
 
 
 def matrix(tensor: Tensor) -> Matrix:

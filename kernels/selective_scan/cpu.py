@@ -12,24 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import build
+from kernels import native
 from kernels.selective_scan._cpu_interface import NAMES, WINDOW, Problem, library, parts_of
 
 RANK = 20
 FALLBACK = False
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SHARED = ("A", "B", "C", "D", "bias")  # by all rows; B and C where constant
 
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
     """Why this backend cannot run such tensors here, with the remedy; None = it can. Compiles at the first call."""
-    if device is not None and device.type not in ("cpu", "meta"):
-        return f"it serves CPU tensors, not {device.type}: move them, or take another backend"
-    if dtype is not None and dtype not in _DTYPES:
-        return f"it computes in float32, not {dtype}: take backend='reference'"
-    compiled = library()
-    return str(compiled) if isinstance(compiled, build.BuildError) else None
+    return native.why_not(library(), dtype, device)
 
 
 def selective_scan(

@@ -13,8 +13,6 @@ namespace scan {
 
 template <bool per_lane>
 class Backward {
-    static constexpr int FOLD = 16;  // steps between folds of the sums over time
-
     const Problem& p;
     const Part part;
     const int states, most;
@@ -32,12 +30,12 @@ class Backward {
           A(s.take(most_blocks(p) * states)), G(s.take(most_blocks(p) * states)), u(s.take(most)), d(s.take(most)),
           slope(s.take(most)), z(s.take(most)), g(s.take(most)), y(s.take(most)), du(s.take(most)),
           ddelta(s.take(most)), decay(s.take(most * states)), kept(s.take(most * states)), h(s.take(states)),
-          B(p, p.B, p.constant_B, part, s), C(p, p.C, p.constant_C, part, s), dB(p, p.dB, p.constant_B, s), dC(p, p.dC, p.constant_C, s), dA(p, states, s), dD(p, 1, s),
-          dbias(p, 1, s) {}
+          B(p, p.B, p.constant_B, part, s), C(p, p.C, p.constant_C, part, s), dB(p, p.dB, p.constant_B, s), dC(p, p.dC, p.constant_C, s), dA(most_blocks(p), states, s),
+          dD(most_blocks(p), 1, s), dbias(most_blocks(p), 1, s) {}
 
     static int64_t scratch_lanes(const Problem& p) {
         return 2 * most_blocks(p) * p.states + window_length(p) * (8 + 2 * p.states) + p.states +
-               2 * Input<per_lane>::size(p) + 2 * InputGradient::size(p) + TimeSums::size(p, p.states) + 2 * TimeSums::size(p, 1);
+               2 * Input<per_lane>::size(p) + 2 * InputGradient::size(p) + TimeSums::size(most_blocks(p), p.states) + 2 * TimeSums::size(most_blocks(p), 1);
     }
 
     void run() {
@@ -49,9 +47,9 @@ class Backward {
             run_window(first, static_cast<int>(std::min<int64_t>(WINDOW, p.length - first)));
         for (int block = 0; p.dinitial && block < part.blocks(); ++block)
             tiles::store(G + block * states, p.dinitial, part.window(block, 0, states));
-        dA.write(p.dA, part);
-        dD.write(p.dD, part);
-        dbias.write(p.dbias, part);
+        write(dA, p.dA, part, states);
+        write(dD, p.dD, part, 1);
+        write(dbias, p.dbias, part, 1);
         dB.write_total(part);
         dC.write_total(part);
     }
@@ -82,7 +80,7 @@ class Backward {
         if (p.z) open_gate(window, steps);
         for (int t = steps - 1; t >= 0; --t) {
             reverse_step(block, t, skip);
-            if (t % FOLD == 0) fold(block);
+            if (t % sums::FOLD == 0) fold(block);
         }
         tiles::store(du, p.du, window);
         tiles::store(ddelta, p.ddelta, window);

@@ -103,7 +103,7 @@ class Input {
 };
 
 // delta -> the step size d; where asked for, also its derivative by delta.
-__attribute__((noinline)) static void step_sizes(const Problem& p, Lanes bias, int steps, Lanes* d, Lanes* slope) {
+__attribute__((noinline)) inline void step_sizes(const Problem& p, Lanes bias, int steps, Lanes* d, Lanes* slope) {
     for (int t = 0; t < steps; ++t) {
         const Lanes raw = d[t] + bias;
         d[t] = p.softplus ? lanes::softplus(raw) : raw;

@@ -1,43 +1,17 @@
-// Where the backward pass gathers the gradients that are sums: over time, or over channels.
+// Where the backward pass gathers the gradients of B and C.
 #pragma once
 
+#include "../sums.h"
 #include "cpu_problem.h"
 
 namespace scan {
 
-// Sums over time of so many terms per channel, as exact over long times as over short ones: the terms of a few steps
-// are added plainly, then folded into a total that carries its rounding error along (Kahan).
-class TimeSums {
-    const int count;
-    Lanes *recent, *total, *lost;  // [term], [block][term]
+using sums::TimeSums;
 
-   public:
-    static int64_t size(const Problem& p, int64_t count) { return count * (1 + 2 * most_blocks(p)); }
-
-    TimeSums(const Problem& p, int64_t terms, Scratch& scratch) : count(static_cast<int>(terms)) {
-        recent = scratch.take(size(p, count));
-        total = recent + count;
-        lost = total + most_blocks(p) * count;
-        std::fill_n(recent, size(p, count), Lanes{});
-    }
-
-    Lanes& operator[](int term) { return recent[term]; }
-
-    void fold(int block) {
-        for (int i = 0; i < count; ++i) {
-            Lanes &sum = total[block * count + i], &rest = lost[block * count + i];
-            const Lanes term = recent[i] - rest, next = sum + term;
-            rest = (next - sum) - term;
-            sum = next;
-            recent[i] = Lanes{};
-        }
-    }
-
-    void write(const View& view, const Part& part) const {
-        for (int block = 0; view && block < part.blocks(); ++block)
-            tiles::store(total + block * count, view, part.window(block, 0, count));
-    }
-};
+inline void write(const TimeSums& from, const View& to, const Part& part, int terms) {
+    for (int block = 0; to && block < part.blocks(); ++block)
+        tiles::store(from.total(block), to, part.window(block, 0, terms));
+}
 
 // The gradient of B or C. Variable: for each step and state of a window, the sum over the part's channels. Constant: for
 // each channel and state, the sum over time.
@@ -50,13 +24,13 @@ class InputGradient {
 
    public:
     static int64_t size(const Problem& p) {
-        return window_length(p) * ((p.states + W - 1) / W) + TimeSums::size(p, p.states);
+        return window_length(p) * ((p.states + W - 1) / W) + TimeSums::size(most_blocks(p), p.states);
     }
 
     InputGradient(const Problem& p, const Matrix& m, bool is_constant, Scratch& scratch)
         : matrix(m), constant(is_constant), states(static_cast<int>(p.states)), padded((states + W - 1) / W * W),
           over_channels(reinterpret_cast<float*>(scratch.take(window_length(p) * (padded / W)))),
-          over_time(p, states, scratch) {}
+          over_time(most_blocks(p), states, scratch) {}
 
     void clear(int steps) { std::fill_n(over_channels, steps * padded, 0.0f); }
 
@@ -83,7 +57,7 @@ class InputGradient {
     }
 
     void write_total(const Part& part) const {
-        if (constant) over_time.write({matrix.data, matrix.row, matrix.group, matrix.state}, part);
+        if (constant) write(over_time, {matrix.data, matrix.row, matrix.group, matrix.state}, part, states);
     }
 };
 

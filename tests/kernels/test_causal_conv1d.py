@@ -9,6 +9,7 @@ from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 
 import kernels
+from kernels.causal_conv1d import cpu
 
 BACKENDS = list(kernels.backends("causal_conv1d"))
 RESULTS = ("out", "final_states", "dx", "dweight", "dbias", "dinitial_states")
@@ -145,3 +146,28 @@ def test_refuses_what_does_not_fit() -> None:
         kernels.causal_conv1d(x, weight, activation="relu")
     with pytest.raises(ValueError, match="expected x of shape"):
         kernels.causal_conv1d(x[0], weight)
+
+
+def test_opcheck() -> None:
+    leaves = [tensor.requires_grad_() for tensor in as_float32(draw(9))]
+    torch.library.opcheck(cpu.convolve, (*leaves, True))
+    torch.library.opcheck(cpu.convolve_backward, (torch.ones(2, 20, 9), *as_float32(draw(9)), True))
+
+
+def test_second_derivatives_name_the_reference() -> None:
+    leaves = [tensor.requires_grad_() for tensor in as_float32(draw(9))]
+    (gradient,) = torch.autograd.grad(conv(leaves, "cpu")[0].sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        gradient.sum().backward()
+
+
+def test_bits_depend_neither_on_the_run_nor_on_the_threads() -> None:
+    tensors = as_float32(draw(3000, channels=64))
+    expected = results(tensors, "cpu")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert all(map(torch.equal, results(tensors, "cpu"), expected))
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,44 @@
+// Sums over time, as exact over long times as over short ones.
+#pragma once
+
+#include <algorithm>
+
+#include "parallel.h"
+
+namespace sums {
+
+using lanes::Lanes;
+
+constexpr int FOLD = 16;  // terms to add plainly
+
+// So many sums per block of channels. A few terms are added plainly to operator[], then folded into the block's total,
+// which carries its rounding error along (Kahan).
+class TimeSums {
+    const int count;
+    Lanes *recent, *totals, *lost;  // [term], [block][term]
+
+   public:
+    static int64_t size(int64_t blocks, int64_t count) { return count * (1 + 2 * blocks); }
+
+    TimeSums(int64_t blocks, int64_t terms, parallel::Scratch& scratch) : count(static_cast<int>(terms)) {
+        recent = scratch.take(size(blocks, count));
+        totals = recent + count;
+        lost = totals + blocks * count;
+        std::fill_n(recent, size(blocks, count), Lanes{});
+    }
+
+    Lanes& operator[](int term) { return recent[term]; }
+    const Lanes* total(int block) const { return totals + block * count; }
+
+    void fold(int block) {
+        for (int i = 0; i < count; ++i) {
+            Lanes &sum = totals[block * count + i], &rest = lost[block * count + i];
+            const Lanes term = recent[i] - rest, next = sum + term;
+            rest = (next - sum) - term;
+            sum = next;
+            recent[i] = Lanes{};
+        }
+    }
+};
+
+}  // namespace sums
