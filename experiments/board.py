@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from torch.utils.tensorboard.summary import hparams
 
@@ -29,10 +30,15 @@ def logger(folder: Path, name: str, step: int | None) -> TensorBoardLogger:
     step: where the run resumes. Points that an earlier run wrote after it are purged; all, where it starts over.
     """
     if step is None:
-        for file in (folder / name).glob("events.out.tfevents.*"):
-            file.unlink()
+        _clear(folder / name)
         return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False)
     return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False, purge_step=step + 1)
+
+
+@rank_zero_only
+def _clear(folder: Path) -> None:
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
 
 
 def alignment(learner: Learner, seed: int) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from experiments.config import Train
@@ -54,6 +55,7 @@ class Recorder(Callback):
         """Of every step since the last evaluation."""
         self.norms: list[float] = []
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._strategy: Strategy
         self._since: float | None = None
         self._logged = (0, 0.0)
 
@@ -71,6 +73,7 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """A run that was killed after it had solved its task has nothing left to train."""
+        self._strategy = trainer.strategy
         trainer.should_stop = self._may_stop()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -83,7 +86,7 @@ class Recorder(Callback):
         assert isinstance(pl_module, Learner)
         step = trainer.global_step
         self._pending.append((outputs["loss"], pl_module.gradient_norm))
-        self.tokens += batch.source.ids.numel() * trainer.world_size + batch.target.numel() * trainer.world_size
+        self.tokens += (batch.source.ids.numel() + batch.target.numel()) * trainer.world_size
         if step % LOG_EVERY == 0:
             self._log_training(trainer, pl_module, step)
         self._say("train", step)
@@ -141,12 +144,12 @@ class Recorder(Callback):
         }
 
     def _collect(self) -> None:
-        """Turn the tensors of the last steps into numbers, with one wait for the device."""
+        """Turn the tensors of the last steps into numbers, with one wait for the devices; all ranks see the same."""
         if not self._pending:
             return
-        numbers = torch.stack([torch.stack([loss, norm.to(loss)]) for loss, norm in self._pending]).tolist()
+        numbers = torch.stack([torch.stack([loss, norm.to(loss)]) for loss, norm in self._pending])
         self._pending = []
-        for loss, norm in numbers:
+        for loss, norm in self._strategy.reduce(numbers, reduce_op="mean").tolist():
             self.losses.append(loss)
             self.norms.append(norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):

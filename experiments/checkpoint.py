@@ -27,6 +27,25 @@ class KillSafe(Checkpoint):
         self.path, self.sources, self.val_every, self.every = path, sources, val_every, every
         self._written = time.monotonic()
 
+    def usable(self) -> int | None:
+        """The step that the checkpoint was written at; None where there is none to resume from.
+
+        One that cannot be read, or that other sources wrote, is set aside under a name that says so.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            step, sources = int(checkpoint["global_step"]), checkpoint["sources"]
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            words = " ".join(str(error).split())[:200]
+            _set_aside(self.path, "corrupt", f"cannot be read ({type(error).__name__}: {words})")
+            return None
+        if sources != self.sources:
+            _set_aside(self.path, "stale", "was written by other sources than today's")
+            return None
+        return step
+
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -47,7 +66,9 @@ class KillSafe(Checkpoint):
         self.write(trainer)
 
     def _write_when_due(self, trainer: lightning.Trainer) -> None:
-        if time.monotonic() - self._written >= self.every:
+        due = time.monotonic() - self._written >= self.every
+        # All ranks take part in saving, so they must agree on when.
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             self.write(trainer)
 
     def write(self, trainer: lightning.Trainer) -> None:
@@ -56,9 +77,10 @@ class KillSafe(Checkpoint):
             logger.save()
         new = self.path.with_name(self.path.name + ".new")
         trainer.save_checkpoint(new, weights_only=False)
-        _sync(new)
-        os.replace(new, self.path)
-        _sync(self.path.parent)
+        if trainer.is_global_zero:
+            _sync(new)
+            os.replace(new, self.path)
+            _sync(self.path.parent)
         self._written = time.monotonic()
 
 
@@ -69,25 +91,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def usable(path: Path, sources: str) -> int | None:
-    """The step that the checkpoint at `path` was written at; None where there is none to resume from.
-
-    One that cannot be read, or that other sources wrote, is set aside under a name that says so.
-    """
-    if not path.exists():
-        return None
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        step, written_by = int(checkpoint["global_step"]), checkpoint["sources"]
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        _set_aside(path, "corrupt", f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
-        return None
-    if written_by != sources:
-        _set_aside(path, "stale", "was written by other sources than today's")
-        return None
-    return step
 
 
 def _set_aside(path: Path, kind: str, reason: str) -> None:

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 import archs
 import kernels
-from experiments import board, checkpoint, match, provenance, tasks
+from experiments import board, match, provenance, ranks, tasks
 from experiments.callbacks import Diverged, Recorder, Report
 from experiments.cell import Cell, slug
+from experiments.checkpoint import KillSafe
 from experiments.data import DataModule
 from experiments.module import PRECISION, Learner, ran
 from experiments.tasks.contract import Task
@@ -44,7 +45,24 @@ def train(cell: Cell, folder: Path, report: Report, checkpoint_every: float = 30
     `checkpoint_every` seconds; it is left for the caller to delete. report: told of progress at every step.
     Raises Diverged, with the curve so far in its `quality`, when the loss is not finite or far above that of guessing.
     """
-    run = prepare(cell, folder, report, checkpoint_every)
+    kernels.forget()
+    saver = KillSafe(
+        folder / "cells" / f"{cell.key}.ckpt",
+        sources=provenance.sources(cell.arch, cell.task),
+        val_every=cell.train.val_every,
+        every=checkpoint_every,
+    )
+    step = saver.usable()  # before other ranks look for the checkpoint too
+    with ranks.joined(cell, folder, checkpoint_every):
+        run = prepare(cell, folder, report, saver, step)
+        final = _finished(run)
+    if run.trainer.is_global_zero:
+        board.write(run.trainer.logger, cell, run.task, final)
+    return {"quality": final, "ran": ran(run.task, cell.train)}
+
+
+def _finished(run: Run) -> dict[str, Any]:
+    """The quality of a run that is trained to its end, validated and tested."""
     try:
         with quiet():
             _fit(run)
@@ -52,22 +70,18 @@ def train(cell: Cell, folder: Path, report: Report, checkpoint_every: float = 30
     except Diverged as error:
         error.quality = quality(run)
         raise
-    final = {**quality(run), "test": run.learner.scores, "alignment": board.alignment(run.learner, run.cell.seed)}
-    board.write(run.trainer.logger, cell, run.task, final)
-    return {"quality": final, "ran": ran(run.task, cell.train)}
+    return {**quality(run), "test": run.learner.scores, "alignment": board.alignment(run.learner, run.cell.seed)}
 
 
-def prepare(cell: Cell, folder: Path, report: Report, checkpoint_every: float) -> Run:
-    """Build everything that a run needs, from the cell's seed; nothing is trained yet."""
-    kernels.forget()
+def prepare(cell: Cell, folder: Path, report: Report, saver: KillSafe, step: int | None) -> Run:
+    """Build everything that a run needs, from the cell's seed; nothing is trained yet.
+
+    step: where the saver's checkpoint was written; None starts from the beginning.
+    """
     lightning.seed_everything(cell.seed, verbose=False)
     task = tasks.make(cell.task, **cell.task_config)
     backbone = archs.build(cell.arch, task.vocab_size, **cell.arch_config)
-    sources = provenance.sources(cell.arch, cell.task)
-    path = folder / "cells" / f"{cell.key}.ckpt"
-    step = checkpoint.usable(path, sources)
     recorder = Recorder(task, cell.train, slug(cell.task_label), report)
-    callbacks = [recorder, checkpoint.KillSafe(path, sources, cell.train.val_every, checkpoint_every)]
     return Run(
         cell=cell,
         folder=folder,
@@ -75,8 +89,8 @@ def prepare(cell: Cell, folder: Path, report: Report, checkpoint_every: float) -
         learner=Learner(backbone, task, cell.train, seed=cell.seed, lr=cell.lr),
         data=_data(task, cell),
         recorder=recorder,
-        trainer=_trainer(cell, folder, callbacks, board.logger(folder / "tb", cell.folder_name, step)),
-        resume_from=None if step is None else path,
+        trainer=_trainer(cell, folder, [recorder, saver], board.logger(folder / "tb", cell.folder_name, step)),
+        resume_from=None if step is None else saver.path,
     )
 
 

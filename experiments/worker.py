@@ -110,6 +110,8 @@ def run(cell: Cell, folder: Path, threads: int, report: Callable[[dict[str, Any]
         record |= _compute(cell, folder, report)
     except Exception as error:
         traceback.print_exc()
+        # What the failed calls held is free again: the record needs a little memory itself.
+        traceback.clear_frames(error.__traceback__)
         record |= classify(error)
     return record | {
         "started": started.isoformat(timespec="seconds"),

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_cell import cell, ignore
 
 from experiments.cell import Cell
-from experiments.checkpoint import usable
+from experiments.checkpoint import KillSafe
 from experiments.training import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -175,7 +175,7 @@ def test_a_corrupt_checkpoint_is_set_aside_and_training_starts_over(
 def test_a_checkpoint_of_other_sources_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toy = cell(train={"steps": 3, "val_every": 2})
     whole(toy, tmp_path)
-    assert usable(checkpoint(toy, tmp_path), "other") is None
+    assert KillSafe(checkpoint(toy, tmp_path), sources="other", val_every=1, every=1.0).usable() is None
     assert checkpoint(toy, tmp_path).with_name(f"{toy.key}.ckpt.stale").exists()
     assert "other sources" in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import archs
 from experiments import data, tasks
 from experiments.callbacks import Diverged, Recorder
 from experiments.cell import Cell
+from experiments.checkpoint import KillSafe
 from experiments.config import Train
 from experiments.module import Learner, step_seed
 from experiments.training import prepare, quiet, train
@@ -49,7 +51,8 @@ def by_hand(toy: Cell) -> dict[str, torch.Tensor]:
 def test_lightning_trains_exactly_like_a_plain_loop(folder: Path) -> None:
     """So the data, the order of things, clipping, dropout seeds and the schedule are what they claim to be."""
     toy = cell()
-    run = prepare(toy, folder, ignore, 1e9)
+    saver = KillSafe(folder / "checkpoint", sources="", val_every=toy.train.val_every, every=1e9)
+    run = prepare(toy, folder, ignore, saver, None)
     with quiet():
         run.trainer.fit(run.learner, datamodule=run.data)
     assert run.learner.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
@@ -57,6 +60,18 @@ def test_lightning_trains_exactly_like_a_plain_loop(folder: Path) -> None:
     assert expected.keys() == run.learner.state_dict().keys()
     for name, weights in run.learner.state_dict().items():
         assert torch.equal(weights, expected[name]), name
+
+
+def test_two_devices_train_like_one(folder: Path) -> None:
+    """They share each batch, so without dropout the weights are those of one device but for rounding."""
+    plain = {"arch_config": {"d_model": 16, "dropout": 0.0}}
+    one, two = (train(cell(train={"devices": devices}, **plain), folder, ignore) for devices in (1, 2))
+    for left, right in zip(one["quality"]["curve"], two["quality"]["curve"], strict=True):
+        assert left["tokens"] == right["tokens"]
+        assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-4)
+        assert left["validation"]["3"]["loss"] == pytest.approx(right["validation"]["3"]["loss"], rel=1e-4)
+    assert "LOCAL_RANK" not in os.environ
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_record_tells_what_happened(folder: Path) -> None:
