@@ -88,13 +88,15 @@ class Backward {
 
     Lanes replay_step(int block, int t) {
         const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
-        const Lanes* a = A + block * states;
-        Lanes sum{};
+        const Lanes* A_n = A + block * states;
+        Lanes *decay_n = decay + t * states, *kept_n = kept + t * states, sum{};
         for (int n = 0; n < states; ++n) {
-            decay[t * states + n] = lanes::exp2_product(rate, a[n]);
-            kept[t * states + n] = decay[t * states + n] * h[n];
-            h[n] = kept[t * states + n] + x * B.at(block, t, n);
-            sum += h[n] * C.at(block, t, n);
+            const Lanes a = lanes::exp2_product(rate, A_n[n]), before = a * h[n];
+            const Lanes state = before + x * B.at(block, t, n);
+            sum += state * C.at(block, t, n);
+            decay_n[n] = a;
+            kept_n[n] = before;
+            h[n] = state;
         }
         return sum;
     }
@@ -111,30 +113,24 @@ class Backward {
     }
 
     void reverse_step(int block, int t, Lanes skip) {
-        Lanes by_x{}, by_decay{}, for_B[W], for_C[W];
-        for (int first = 0; first < states; first += W) {
-            const int count = std::min(W, states - first);
-            for (int i = 0; i < count; ++i) reverse_state(block, t, first + i, by_x, by_decay, for_B[i], for_C[i]);
-            for (int i = count; i < W; ++i) for_B[i] = for_C[i] = Lanes{};
-            dB.add(t, first, for_B);
-            dC.add(t, first, for_C);
+        const Lanes dt = d[t], gt = g[t], x = dt * u[t];
+        const Lanes *A_n = A + block * states, *decay_n = decay + t * states, *kept_n = kept + t * states;
+        Lanes *G_n = G + block * states, *dA_n = &dA[0], *dB_n = dB.terms(t), *dC_n = dC.terms(t);
+        Lanes by_x{}, by_decay{};
+        for (int n = 0; n < states; ++n) {
+            const Lanes b = Lanes{} + B.at(block, t, n);
+            const Lanes gradient = G_n[n] + gt * C.at(block, t, n), through = gradient * kept_n[n];
+            by_x += gradient * b;
+            by_decay += through * A_n[n];
+            dA_n[n] += through * dt;
+            dB_n[n] += gradient * x;
+            dC_n[n] += gt * (kept_n[n] + x * b);
+            G_n[n] = decay_n[n] * gradient;
         }
-        du[t] = skip * g[t] + d[t] * by_x;
+        du[t] = skip * gt + dt * by_x;
         ddelta[t] = (u[t] * by_x + by_decay) * slope[t];
-        dD[0] += g[t] * u[t];
+        dD[0] += gt * u[t];
         dbias[0] += ddelta[t];
-    }
-
-    void reverse_state(int block, int t, int n, Lanes& by_x, Lanes& by_decay, Lanes& for_B, Lanes& for_C) {
-        Lanes& G_n = G[block * states + n];
-        const Lanes x = d[t] * u[t], before = kept[t * states + n], b = Lanes{} + B.at(block, t, n);
-        const Lanes gradient = G_n + g[t] * C.at(block, t, n), through = gradient * before;
-        by_x += gradient * b;
-        by_decay += through * A[block * states + n];
-        dA[n] += through * d[t];
-        for_B = gradient * x;
-        for_C = g[t] * (before + x * b);
-        G_n = decay[t * states + n] * gradient;
     }
 
     void fold(int block) {
