@@ -76,11 +76,16 @@ class KillSafe(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         new = self.path.with_name(self.path.name + ".new")
-        trainer.save_checkpoint(new, weights_only=False)
-        if trainer.is_global_zero:
-            _sync(new)
-            os.replace(new, self.path)
-            _sync(self.path.parent)
+        try:
+            trainer.save_checkpoint(new, weights_only=False)
+            if trainer.is_global_zero:
+                _sync(new)
+                os.replace(new, self.path)
+                _sync(self.path.parent)
+        except OSError:
+            # On a full disk half a file would only make things worse.
+            new.unlink(missing_ok=True)
+            raise
         self._written = time.monotonic()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -14,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -178,6 +180,24 @@ def test_a_checkpoint_of_other_sources_is_set_aside(tmp_path: Path, caplog: pyte
     assert KillSafe(checkpoint(toy, tmp_path), sources="other", val_every=1, every=1.0).usable() is None
     assert checkpoint(toy, tmp_path).with_name(f"{toy.key}.ckpt.stale").exists()
     assert "other sources" in caplog.text
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = cell(train={"steps": 6, "val_every": 2})
+    (tmp_path / "cells").mkdir()
+    honest, calls = lightning.Trainer.save_checkpoint, itertools.count(1)
+
+    def save(trainer: lightning.Trainer, path: Path, *args: Any, **options: Any) -> None:
+        if next(calls) == 4:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(trainer, path, *args, **options)
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", save)
+    with pytest.raises(OSError, match="No space left"):
+        train(toy, tmp_path, ignore, checkpoint_every=0.0)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{toy.key}.ckpt"]
+    assert load(toy, tmp_path)["global_step"] == 3
 
 
 def test_a_resumed_run_shows_each_point_once_in_tensorboard(tmp_path: Path) -> None:
