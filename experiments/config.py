@@ -55,7 +55,7 @@ class Budget:
     by: Literal["parameters", "flops", "state", "none"] = "parameters"
     """Trainable parameters without embedding and readout; FLOPs per token; state bytes; or no matching."""
     value: float = 100_000
-    """The budget; within 5 % is met, beyond 10 % refused."""
+    """The budget; within 5 % is met, beyond 10 % refused. Widths that are set for an architecture are left alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Experiment:
     timeout: float = 3600.0
     """Seconds after which a cell ends as `timeout`."""
     memory_limit: str = "auto"
-    """Per cell, such as 4GiB; auto = 80 % of what is free, divided by the jobs."""
+    """Per cell, such as 4GiB; auto = 80 % of what is free, divided by the jobs (on GPUs none); none = no limit."""
     keep_checkpoints: bool = False
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,13 +21,13 @@ def plan_table(plan: Plan, steps: Mapping[int, float | None] | None = None) -> T
     steps: index of an entry -> seconds that one of its training steps takes, None where it could not be measured;
     adds a column with the time of one training.
     """
-    table = Table(title=_title(plan), title_justify="left", title_style="bold")
+    table = Table(title=_title(plan), title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
     for name in ("architecture", "task"):
         table.add_column(name)
-    for name in ("cells", "learning rate", "solved", "parameters", "core", "deviation"):
+    for name in ("cells", "rate", "width, inner", "parameters", "core", "deviation"):
         table.add_column(name, justify="right")
     if steps is not None:
-        table.add_column("one training", justify="right")
+        table.add_column("training", justify="right")
     for index, entry in enumerate(plan.entries):
         table.add_row(*_row(entry), *([] if steps is None else [_training(entry, steps[index])]))
     return table
@@ -45,11 +46,18 @@ def _row(entry: Entry) -> list[str]:
         escape(entry.task.label),
         str(entry.trainings),
         ", ".join(f"{rate:g}" for rate in entry.rates),
-        ", ".join(f"{name} {value}" for name, value in entry.match.solved.items()) or "-",
+        _solved(entry.match.solved),
         f"{entry.match.parameters:,}",
         f"{entry.match.core_parameters:,}",
         _deviation(entry.match.deviation),
     ]
+
+
+def _solved(solved: Mapping[str, int]) -> str:
+    """Both values, as the column's head names them; a field that was solved alone by its own name."""
+    if len(solved) == 2:
+        return ", ".join(map(str, solved.values()))
+    return ", ".join(f"{name} {value}" for name, value in solved.items()) or "-"
 
 
 def _deviation(deviation: float | None) -> str:

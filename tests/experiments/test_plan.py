@@ -204,3 +204,10 @@ def test_a_score_is_of_trained_lengths_alone() -> None:
     score = planned().entries[0].score
     assert (score.metric, score.lengths) == ("token_accuracy", (4, 8, 12, 16))
     assert score.value(record(0.25)) == 0.25
+
+
+@pytest.mark.parametrize(("preset", "trainings"), [("smoke", 4), ("quick", 35), ("standard", 6 * 6 * (4 + 2))])
+def test_presets_resolve_within_their_budget(preset: str, trainings: int) -> None:
+    made = plan.plan(config.load(preset, {}))
+    assert sum(entry.trainings for entry in made.entries) == trainings
+    assert all(abs(entry.match.deviation or 0) <= 0.05 for entry in made.entries)
