@@ -23,12 +23,16 @@ from torch import Tensor
 _ROOT = Path(__file__).parent
 _ran: dict[str, list[str]] = {}
 _fallbacks: dict[str, str] = {}
-_functions: dict[tuple[str, str], Callable[..., Any]] = {}  # torch.compile looks a function up here; it cannot import
+# Operation -> backend -> function, filled in by `_modules`. torch.compile looks functions up here, as it cannot import;
+# it reads a dictionary once per graph, so an operation's backends come all at once.
+_functions: dict[str, dict[str, Callable[..., Any]]] = {
+    file.parent.name: {} for file in sorted(_ROOT.glob("*/__init__.py"))
+}
 
 
 def operations() -> list[str]:
     """The operations that exist, sorted: the packages in this folder."""
-    return sorted(file.parent.name for file in _ROOT.glob("*/__init__.py"))
+    return list(_functions)
 
 
 def backends(
@@ -44,7 +48,10 @@ def backends(
 
 
 def ran() -> dict[str, list[str]]:
-    """The backends that have run in this process, per operation, in order of first use."""
+    """The backends that have run in this process, per operation, in order of first use.
+
+    What torch.compile traces counts at its tracing, not at each run.
+    """
     return {op: list(names) for op, names in _ran.items()}
 
 
@@ -68,7 +75,7 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor.is_floating_point()))
     name = _choose(op, backend, dtype, tensors[0].device)
-    return _functions[op, name](*arguments)
+    return _functions[op][name](*arguments)
 
 
 @torch.compiler.assume_constant_result
@@ -81,7 +88,6 @@ def _choose(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> 
     names = _ran.setdefault(op, [])
     if name not in names:
         names.append(name)
-    _functions[op, name] = getattr(_modules(op)[name], op)
     return name
 
 
@@ -91,6 +97,7 @@ def _modules(op: str) -> dict[str, ModuleType]:
         raise ValueError(f"unknown operation {op!r}: expected one of {', '.join(operations())}")
     stems = [file.stem for file in (_ROOT / op).glob("*.py") if not file.stem.startswith("_")]
     modules = {stem: importlib.import_module(f"kernels.{op}.{stem}") for stem in stems}
+    _functions[op].update({stem: getattr(module, op) for stem, module in modules.items()})
     return dict(sorted(modules.items(), key=lambda item: -item[1].RANK))
 
 

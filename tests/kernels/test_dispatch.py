@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from scans import Case, as_float32, scan
+from torch import Tensor
 
 import kernels
 
@@ -103,3 +104,14 @@ def test_backends_answers_for_a_dtype_and_a_device() -> None:
     assert kernels.backends("selective_scan", torch.float32, "cpu")["cpu"] is None
     assert kernels.backends("selective_scan", torch.float64)["cpu"] is not None
     assert kernels.backends("selective_scan", device="cuda")["cpu"] is not None
+
+
+def test_several_operations_and_backends_in_one_graph() -> None:
+    def function(tensors: dict[str, Tensor]) -> Tensor:
+        slow, fast = (scan(tensors, backend)[0] for backend in ("chunked", "auto"))
+        return kernels.causal_conv1d(slow - fast, tensors["A"], activation="silu")
+
+    tensors = as_float32(Case(9))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tensors), function(tensors))
+    assert kernels.ran() == {"selective_scan": ["chunked", "cpu"], "causal_conv1d": ["cpu"]}
