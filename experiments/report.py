@@ -77,14 +77,16 @@ def table(folder: Path) -> Table:
 
     study = read(folder)
     title = f"{study.experiment.name}: mean ± 95 % interval over seeds"
-    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), caption="* of fewer seeds   † on a slow fallback")
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     shown.add_column("architecture", overflow="fold")
     for name in ("trained lengths", "longest", "train tok/s", "decode tok/s", "peak memory", "state"):
         shown.add_column(name, justify="right", min_width=min(8, len(name)))
+    rows = {contest.task: list(_short_rows(contest)) for contest in study.contests}
+    shown.caption = _legend(cell for found in rows.values() for row in found for cell in row)
     for contest in study.contests:
         note = "no table: the data differ" if contest.refusal else report_units.metric(contest.metric).name
         shown.add_row(Text(contest.task, "bold"), note, report_units.plural(contest.seeds, "seed"))
-        for row in _short_rows(contest):
+        for row in rows[contest.task]:
             shown.add_row(*map(Text, row))
         shown.add_section()
     return shown
@@ -101,6 +103,13 @@ def _short_rows(contest: Contest) -> Iterator[list[str]]:
         known = [_short(cells[place], "*" if contest.seeds > 1 else "") for place in scores]
         blank = [report_units.NOTHING] * (2 - len(known))
         yield [label, *known, *blank, *(_short(cells[place], "†") for place in costs)]
+
+
+def _legend(cells: Iterable[str]) -> str | None:
+    """What the marks that occur mean."""
+    ends = {cell[-1:] for cell in cells}
+    marks = {"*": "* of fewer seeds", "†": "† on a slow fallback"}
+    return "   ".join(meaning for mark, meaning in marks.items() if mark in ends) or None
 
 
 def _short(cell: report_tables.Cell, mark: str) -> str:

@@ -128,8 +128,12 @@ def wrap(number: int, most: int = 3) -> tuple[int, int]:
 def legend(figure: Figure, chosen: Mapping[str, Look], extra: Sequence[Line2D] = ()) -> None:
     """One legend for all panels, above them."""
     handles = [Line2D([], [], label=label, **look.line) for label, look in chosen.items()]
-    columns = max(1, min(len(handles) + len(extra), int(figure.get_figwidth() / 1.75)))
-    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=columns, handlelength=2.6)
+    every = [*handles, *extra]
+    # About so many inches of text and line; rows are then filled evenly.
+    width = sum(0.75 + 0.075 * len(str(handle.get_label())) for handle in every)
+    rows = -(-width // figure.get_figwidth())
+    columns = max(1, math.ceil(len(every) / rows)) if rows else 1
+    figure.legend(handles=every, loc="outside upper center", ncols=columns, handlelength=2.6)
 
 
 def log_ticks(axis: Any, values: Sequence[float], text: Any) -> None:

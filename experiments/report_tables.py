@@ -82,7 +82,7 @@ def _scores(contest: Contest, metric: str, lengths: Sequence[int]) -> dict[str, 
     """Per variant, mean and interval; how many seeds, where that is not as many as others have; else how it ended."""
     cells = {label: Cell(_ended(entries)) for label, entries in contest.broken.items()}
     for label, row in contest.scores(metric, lengths).items():
-        few = report_units.plural(len(row), "seed") if len(row) < contest.seeds or contest.seeds == 1 else ""
+        few = report_units.plural(len(row), "seed") if len(row) < contest.seeds else ""
         cells[label] = Cell(plus_minus(report_stats.interval(list(row.values()))), few)
     return cells
 
@@ -117,7 +117,8 @@ def main(contest: Contest) -> list[str]:
     """The main table in Markdown."""
     header, rows = results(contest)
     cells_of = [[code(label), *(text(str(cell)) for cell in cells)] for label, cells in rows.items()]
-    return report_units.table(["architecture", *header], cells_of)
+    alone = ["One seed each, so there are no intervals.", ""] if contest.seeds == 1 else []
+    return [*alone, *report_units.table(["architecture", *header], cells_of)]
 
 
 def by_length(contest: Contest) -> list[str]:

@@ -11,7 +11,7 @@ from experiments.figures_cost import expense
 from experiments.report_records import Entry
 from experiments.report_stats import MARGIN, Interval, Outcome, Pair
 from experiments.report_study import Contest, Study
-from experiments.report_units import code, listing, plural
+from experiments.report_units import TIED, code, listing, plural
 
 RATES = {
     "train_tokens_per_second": "fastest training",
@@ -76,7 +76,7 @@ def verdict(contest: Contest) -> list[str]:
     if contest.refusal:
         return [f"**No verdict on {task}**: {report_units.text(contest.refusal)}. Such runs share no table."]
     if not contest.runs:
-        return [f"**No verdict on {task}**: no run has come to its end."]
+        return [f"**No verdict on {task}**: no run of today's sources has come to its end."]
     if contest.seeds < 2:
         return [f"**No verdict on {task}**: one seed is a curve and no verdict."]
     said = [_quality(contest, contest.trained)]
@@ -108,9 +108,11 @@ def _quality(contest: Contest, lengths: Sequence[int]) -> str:
 
 def place(contest: Contest, lengths: Sequence[int]) -> str:
     """`at trained lengths (8, 16)`, or `at length 32, beyond those in training`."""
-    if list(lengths) == contest.trained:
-        return f"at trained lengths ({', '.join(map(str, lengths))})"
-    return f"at length {', '.join(map(str, lengths))}, beyond those in training"
+    named = ", ".join(map(str, lengths))
+    if list(lengths) != contest.trained:
+        return f"at length {named}, beyond those in training"
+    shortest = contest.train_range[0] if contest.train_range else 0
+    return f"at {'trained lengths' if min(lengths, default=shortest) >= shortest else 'lengths up to those in training'} ({named})"
 
 
 def solved(contest: Contest) -> str:
@@ -129,7 +131,7 @@ def solved(contest: Contest) -> str:
 
 
 def _named(stand: Standing, labels: Iterable[str]) -> str:
-    return listing(f"{code(label)} {report_units.plus_minus(stand.scores[label])}" for label in labels)
+    return listing(f"{code(label)}{TIED}{report_units.plus_minus(stand.scores[label])}" for label in labels)
 
 
 def _left_out(stand: Standing) -> str:
@@ -148,15 +150,16 @@ def cheapest(contest: Contest) -> str:
         for name, title in names.items():
             known = {label: cost for label, entry in costs.items() if (cost := expense(entry, name)) is not None}
             if len(known) > 1:
-                best = choose(known, key=known.__getitem__)
-                said.append(f"{title} {code(best)} ({text(known[best])})")
+                best = choose(known.values())
+                winners = listing(code(label) for label, cost in known.items() if cost == best)
+                said.append(f"{title} {winners} ({text(best)})")
     slow = {label: entry.fallback for label, entry in contest.costs.items() if entry.fallback}
     left = listing(f"{code(label)} (slow fallback {code(str(name))})" for label, name in slow.items())
     return f"Cost, measured once each: {', '.join(said)}.{f' Left out: {left}.' if slow else ''}" if said else ""
 
 
 def _tokens(value: float) -> str:
-    return f"{report_units.short(value)} tokens/s"
+    return f"{report_units.short(value)}{TIED}tokens/s"
 
 
 def terms(study: Study) -> list[str]:
@@ -172,7 +175,7 @@ def _learning_rates(study: Study) -> str:
     if experiment.lr is not None:
         return f"**One learning rate for all**, {report_units.rate(experiment.lr)}, not selected."
     found = dict.fromkeys((label, lr) for contest in study.contests for label, lr in contest.rates.items())
-    declared = listing(f"{code(label)} {report_units.rate(lr)}" for label, lr in found)
+    declared = listing(f"{code(label)}{TIED}{report_units.rate(lr)}" for label, lr in found)
     return f"**One declared learning rate per architecture, not selected**{': ' if found else ''}{declared}."
 
 

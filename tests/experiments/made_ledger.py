@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from experiments import provenance
+from experiments import provenance, report, report_study
 from experiments.cell import Cell
 from experiments.config import Train
+from experiments.report_units import TIED
 
 TASKS: dict[str, dict[str, Any]] = {
     "reverse": {"train_lengths": [4, 16], "test_lengths": [8, 16, 24, 32]},
@@ -174,3 +176,28 @@ def make_alignment(task: str, blur: float) -> dict[str, Any]:
     weights /= weights.sum(1, keepdims=True)
     ids = [3 + (7 * place) % 26 for place in range(columns)]
     return {"weights": weights.round(3).tolist(), "source": ids, "target": [1, *(ids[::-1][:-1])]}
+
+
+def make_runs(label: str, scores: Sequence[float], task: str = "reverse", **parts: Any) -> list[dict[str, Any]]:
+    """A record per seed, whose score is the same at every length."""
+    return [
+        make_record(make_cell(label, task, seed), quality=make_quality(task, [value] * (3 if task == "text" else 4)))
+        | parts
+        for seed, value in enumerate(scores)
+    ]
+
+
+def markdown(folder: Path) -> str:
+    return report.compose(report_study.read(folder)).replace(TIED, " ")
+
+
+def section(text: str, title: str) -> str:
+    """The lines below a heading; none where there is no such heading."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return found[1] if found else ""
+
+
+def row(text: str, label: str) -> list[str]:
+    """The cells of the first table row of a variant."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{label}` |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
