@@ -128,7 +128,8 @@ __attribute__((noinline)) inline Lanes sum_each(Lanes rows[W]) {
             low[i] = (i & ~span) + (i & span ? W : 0);
             high[i] = low[i] + span;
         }
-        for (int i = 0; i < span; ++i) rows[i] = shuffle(rows[i], rows[i + span], low) + shuffle(rows[i], rows[i + span], high);
+        for (int i = 0; i < span; ++i)
+            rows[i] = shuffle(rows[i], rows[i + span], low) + shuffle(rows[i], rows[i + span], high);
     }
     return rows[0];
 }

@@ -14,47 +14,51 @@
 
 namespace parallel {
 
-// Memory of one thread, handed out piece by piece as arrays of lanes.
+// The memory of one thread: arrays of lanes, allocated for its first task and handed out again, in the same order and
+// sizes, to the next.
 class Scratch {
     struct Free {
         void operator()(lanes::Lanes* p) const { ::operator delete[](p, std::align_val_t(64)); }
     };
-    std::unique_ptr<lanes::Lanes[], Free> memory;
-    lanes::Lanes* next;
+    std::vector<std::unique_ptr<lanes::Lanes[], Free>> arrays;
+    size_t next = 0;
 
    public:
-    explicit Scratch(int64_t count)
-        : memory(static_cast<lanes::Lanes*>(::operator new[](count * sizeof(lanes::Lanes), std::align_val_t(64)))),
-          next(memory.get()) {}
+    void start_over() { next = 0; }
 
-    void reset() { next = memory.get(); }
     lanes::Lanes* take(int64_t count) {
-        next += count;
-        return next - count;
+        if (next == arrays.size()) {
+            void* memory = ::operator new[](std::max<int64_t>(1, count) * sizeof(lanes::Lanes), std::align_val_t(64));
+            arrays.emplace_back(static_cast<lanes::Lanes*>(memory));
+        }
+        return arrays[next++].get();
     }
 };
 
-// work(task, scratch) for every task, on at most so many threads. Which thread takes which task is left to chance, so
-// tasks must write to places of their own: then the result depends on neither.
+// work(task, scratch) for every task, on at most so many threads; false if memory ran out. Which thread takes which
+// task is left to chance, so tasks must write to places of their own: then the result depends on neither.
 template <class Work>
-void run(int64_t tasks, int64_t threads, int64_t scratch_lanes, const Work& work) {
-    threads = std::max<int64_t>(1, std::min(threads, tasks));
-    std::vector<Scratch> scratch;
-    for (int64_t i = 0; i < threads; ++i) scratch.emplace_back(scratch_lanes);
+bool run(int64_t tasks, int64_t threads, const Work& work) {
     std::atomic<int64_t> next{0};
-    auto loop = [&](Scratch& own) {
+    std::atomic<bool> enough_memory{true};
+    auto loop = [&] {
         lanes::FlushDenormals flush;
-        for (int64_t task; (task = next.fetch_add(1)) < tasks; own.reset()) work(task, own);
+        try {
+            Scratch scratch;
+            for (int64_t task; (task = next.fetch_add(1)) < tasks; scratch.start_over()) work(task, scratch);
+        } catch (const std::bad_alloc&) {
+            enough_memory = false;
+        }
     };
     std::vector<std::thread> helpers;
-    helpers.reserve(threads);
     try {
-        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(loop, std::ref(scratch[i]));
-    } catch (const std::system_error&) {
+        for (int64_t i = 1; i < std::min(threads, tasks); ++i) helpers.emplace_back(loop);
+    } catch (const std::exception&) {
         // no more threads to be had: those there are do the work
     }
-    loop(scratch[0]);
+    loop();
     for (auto& helper : helpers) helper.join();
+    return enough_memory;
 }
 
 }  // namespace parallel

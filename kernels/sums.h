@@ -18,13 +18,10 @@ class TimeSums {
     Lanes *recent, *totals, *lost;  // [term], [block][term]
 
    public:
-    static int64_t size(int64_t blocks, int64_t count) { return count * (1 + 2 * blocks); }
-
-    TimeSums(int64_t blocks, int64_t terms, parallel::Scratch& scratch) : count(static_cast<int>(terms)) {
-        recent = scratch.take(size(blocks, count));
-        totals = recent + count;
-        lost = totals + blocks * count;
-        std::fill_n(recent, size(blocks, count), Lanes{});
+    TimeSums(int64_t blocks, int64_t terms, parallel::Scratch& scratch)
+        : count(static_cast<int>(terms)), recent(scratch.take(count * (1 + 2 * blocks))), totals(recent + count),
+          lost(totals + blocks * count) {
+        std::fill(recent, lost + blocks * count, Lanes{});
     }
 
     Lanes& operator[](int term) { return recent[term]; }

@@ -23,6 +23,11 @@ struct View {
 struct Window {
     int64_t row, channel, step;
     int width, steps;
+
+    // Of the channels before `end`, the first W from `first` on.
+    Window(int64_t row, int64_t first, int64_t end, int64_t step, int64_t steps)
+        : row(row), channel(first), step(step), width(static_cast<int>(std::min<int64_t>(W, end - first))),
+          steps(static_cast<int>(steps)) {}
 };
 
 __attribute__((noinline)) inline void load(Lanes* tile, const View& view, const Window& w) {

@@ -1,6 +1,7 @@
 // The causal convolution in float32 on the CPU, forward and backward, behind a plain C interface.
 //
-// Lanes are channels. `columns` are what the filter reads: the initial states, then x; column c is step c - (width - 1).
+// Lanes are channels. `columns` are what the filter reads: the initial states, then x. Column c is step
+// c - (width - 1).
 #include "../sums.h"
 #include "../tiles.h"
 
@@ -31,7 +32,7 @@ class Block {
     Lanes bias{};
 
     tiles::Window window(int64_t step, int64_t steps) const {
-        return {row, channel, step, static_cast<int>(std::min<int64_t>(W, p.channels - channel)), static_cast<int>(steps)};
+        return {row, channel, p.channels, step, steps};
     }
 
     // The columns from `first` on, as many as `count` steps need.
@@ -51,7 +52,6 @@ class Block {
    public:
     static int64_t blocks(const Problem& p) { return (p.channels + W - 1) / W; }
     static int64_t tasks(const Problem& p) { return p.rows * blocks(p); }
-    static int64_t scratch_lanes(const Problem& p) { return 2 * p.width + 2 * WINDOW; }
 
     Block(const Problem& problem, int64_t task, Scratch& scratch)
         : p(problem), width(static_cast<int>(p.width)), history(width - 1), row(task / blocks(p)),
@@ -83,10 +83,6 @@ class Backward : public Block {
     sums::TimeSums dweight, dbias;
 
    public:
-    static int64_t scratch_lanes(const Problem& p) {
-        return Block::scratch_lanes(p) + 2 * WINDOW + 3 * p.width + sums::TimeSums::size(1, p.width) + sums::TimeSums::size(1, 1);
-    }
-
     Backward(const Problem& problem, int64_t task, Scratch& scratch)
         : Block(problem, task, scratch), g(scratch.take(WINDOW + 2 * width)), dx(scratch.take(WINDOW + width)),
           dweight(1, width, scratch), dbias(1, 1, scratch) {}
@@ -139,13 +135,8 @@ class Backward : public Block {
 
 template <class Pass>
 int run(const Problem& p) {
-    try {
-        parallel::run(Pass::tasks(p), p.threads, Pass::scratch_lanes(p),
-                      [&](int64_t task, Scratch& scratch) { Pass(p, task, scratch).run(); });
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    const auto work = [&](int64_t task, Scratch& scratch) { Pass(p, task, scratch).run(); };
+    return parallel::run(Pass::tasks(p), p.threads, work) ? 0 : 1;
 }
 
 }  // namespace conv

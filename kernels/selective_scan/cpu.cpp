@@ -5,20 +5,14 @@
 namespace {
 
 template <class Pass>
-void run_pass(const scan::Problem& p) {
-    parallel::run(scan::tasks(p), p.threads, Pass::scratch_lanes(p),
-                  [&](int64_t task, scan::Scratch& scratch) { Pass(p, task, scratch).run(); });
+int run_pass(const scan::Problem& p) {
+    const auto work = [&](int64_t task, scan::Scratch& scratch) { Pass(p, task, scratch).run(); };
+    return parallel::run(scan::tasks(p), p.threads, work) ? 0 : 1;
 }
 
 template <template <bool> class Pass>
 int run(const scan::Problem& p) {
-    try {
-        if (p.constant_B || p.constant_C) run_pass<Pass<true>>(p);
-        else run_pass<Pass<false>>(p);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    return p.constant_B || p.constant_C ? run_pass<Pass<true>>(p) : run_pass<Pass<false>>(p);
 }
 
 }  // namespace

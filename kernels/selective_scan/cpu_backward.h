@@ -30,13 +30,9 @@ class Backward {
           A(s.take(most_blocks(p) * states)), G(s.take(most_blocks(p) * states)), u(s.take(most)), d(s.take(most)),
           slope(s.take(most)), z(s.take(most)), g(s.take(most)), y(s.take(most)), du(s.take(most)),
           ddelta(s.take(most)), decay(s.take(most * states)), kept(s.take(most * states)), h(s.take(states)),
-          B(p, p.B, p.constant_B, part, s), C(p, p.C, p.constant_C, part, s), dB(p, p.dB, p.constant_B, s), dC(p, p.dC, p.constant_C, s), dA(most_blocks(p), states, s),
-          dD(most_blocks(p), 1, s), dbias(most_blocks(p), 1, s) {}
-
-    static int64_t scratch_lanes(const Problem& p) {
-        return 2 * most_blocks(p) * p.states + window_length(p) * (8 + 2 * p.states) + p.states +
-               2 * Input<per_lane>::size(p) + 2 * InputGradient::size(p) + TimeSums::size(most_blocks(p), p.states) + 2 * TimeSums::size(most_blocks(p), 1);
-    }
+          B(p, p.B, p.constant_B, part, s), C(p, p.C, p.constant_C, part, s), dB(p, p.dB, p.constant_B, s),
+          dC(p, p.dC, p.constant_C, s), dA(most_blocks(p), states, s), dD(most_blocks(p), 1, s),
+          dbias(most_blocks(p), 1, s) {}
 
     void run() {
         for (int block = 0; block < part.blocks(); ++block) {

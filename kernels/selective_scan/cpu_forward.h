@@ -10,20 +10,16 @@ class Forward {
     const Problem& p;
     const Part part;
     const int states;
-    Lanes *rate, *h;                  // [block][state]: A log2(e), the state
-    Lanes *u, *d, *y, *z;             // [step]
+    Lanes *rate, *h;       // [block][state]: A log2(e), the state
+    Lanes *u, *d, *y, *z;  // [step]
     Input<per_lane> B, C;
 
    public:
-    Forward(const Problem& problem, int64_t task, Scratch& scratch)
-        : p(problem), part(p, task), states(static_cast<int>(p.states)),
-          rate(scratch.take(most_blocks(p) * states)), h(scratch.take(most_blocks(p) * states)),
-          u(scratch.take(window_length(p))), d(scratch.take(window_length(p))), y(scratch.take(window_length(p))),
-          z(scratch.take(window_length(p))), B(p, p.B, p.constant_B, part, scratch), C(p, p.C, p.constant_C, part, scratch) {}
-
-    static int64_t scratch_lanes(const Problem& p) {
-        return 2 * most_blocks(p) * p.states + 4 * window_length(p) + 2 * Input<per_lane>::size(p);
-    }
+    Forward(const Problem& problem, int64_t task, Scratch& s)
+        : p(problem), part(p, task), states(static_cast<int>(p.states)), rate(s.take(most_blocks(p) * states)),
+          h(s.take(most_blocks(p) * states)), u(s.take(window_length(p))), d(s.take(window_length(p))),
+          y(s.take(window_length(p))), z(s.take(window_length(p))), B(p, p.B, p.constant_B, part, s),
+          C(p, p.C, p.constant_C, part, s) {}
 
     void run() {
         for (int block = 0; block < part.blocks(); ++block) {

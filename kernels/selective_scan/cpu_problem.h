@@ -23,7 +23,7 @@ struct Matrix {
     int64_t row, group, state, step;
 };
 
-// The arguments and results, mirrored field by field in cpu.py. Absent ones have no data.
+// The arguments and results, mirrored field by field in _cpu_interface.py. Absent ones have no data.
 struct Problem {
     int64_t rows, channels, length, states, groups, parts, threads, softplus, constant_B, constant_C;
     View u, delta, z, A, D, bias, initial, kept;                // arguments
@@ -47,7 +47,7 @@ struct Part {
 
     int blocks() const { return (count + W - 1) / W; }
     tiles::Window window(int block, int64_t step, int64_t steps) const {
-        return {row, first + block * W, step, static_cast<int>(std::min<int64_t>(W, count - block * W)), static_cast<int>(steps)};
+        return {row, first + block * W, first + count, step, steps};
     }
     // Where the state before the window that begins at the step is kept; `kept` is (rows * windows, channels, states).
     tiles::Window kept(const Problem& p, int block, int64_t step) const {
@@ -59,11 +59,13 @@ struct Part {
 };
 
 inline int64_t tasks(const Problem& p) { return p.rows * p.groups * p.parts; }
-inline int64_t most_blocks(const Problem& p) { return (std::min<int64_t>(PART, p.channels / p.groups) + W - 1) / W; }
+inline int most_blocks(const Problem& p) {
+    return (static_cast<int>(std::min<int64_t>(PART, p.channels / p.groups)) + W - 1) / W;
+}
 inline int window_length(const Problem& p) { return static_cast<int>(std::min<int64_t>(WINDOW, p.length)); }
 
-// B or C as the inner loop wants it. If both are variable, channels share them: one number per step and state. If one is
-// constant it differs between channels, and both are held per lane.
+// B or C as the inner loop wants it. If both are variable, channels share them: one number per step and state. If one
+// is constant it differs between channels, and both are held per lane.
 template <bool per_lane>
 class Input {
     const Matrix& matrix;
@@ -75,11 +77,10 @@ class Input {
     float* shared = nullptr;
 
    public:
-    static int64_t size(const Problem& p) { return p.states * std::max<int64_t>(window_length(p), most_blocks(p)); }
-
     Input(const Problem& p, const Matrix& m, bool is_constant, const Part& of, Scratch& scratch)
         : matrix(m), part(of), constant(is_constant), states(static_cast<int>(p.states)),
-          by_block(constant ? states : 0), by_step(constant ? 0 : states), lanes_(scratch.take(size(p))) {
+          by_block(constant ? states : 0), by_step(constant ? 0 : states),
+          lanes_(scratch.take(states * std::max(window_length(p), most_blocks(p)))) {
         if (!per_lane) shared = reinterpret_cast<float*>(lanes_);
         for (int block = 0; constant && block < part.blocks(); ++block)
             tiles::load(lanes_ + block * states, {m.data, 0, m.group, m.state}, part.window(block, 0, states));

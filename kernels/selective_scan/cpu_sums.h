@@ -23,10 +23,6 @@ class InputGradient {
     TimeSums over_time;
 
    public:
-    static int64_t size(const Problem& p) {
-        return window_length(p) * p.states + W + TimeSums::size(most_blocks(p), p.states);
-    }
-
     InputGradient(const Problem& p, const Matrix& m, bool is_constant, Scratch& scratch)
         : matrix(m), constant(is_constant), states(static_cast<int>(p.states)),
           over_channels(scratch.take(window_length(p) * p.states + W)), over_time(most_blocks(p), states, scratch) {}
