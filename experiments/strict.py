@@ -7,13 +7,16 @@ import difflib
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from experiments.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
@@ -27,7 +30,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     if not isinstance(data, Mapping):
         raise UserError(f"{where or 'the experiment'} must hold settings, key: value, got {data!r}")
     hints = get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]  # T: a dataclass
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
     check_keys(data, known, where)
     values = {key: _convert(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in data.items()}
     return cls(**values)
@@ -48,8 +51,8 @@ def nearest(word: Any, known: Iterable[str]) -> str:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)  # type: ignore[arg-type]  # is_dataclass narrows to an instance
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
     try:
         return _checked(_spelled_out(value, hint), hint)
     except ArgumentError:
