@@ -40,7 +40,9 @@ def nan_in_fresh_memory():
     def filled(make):
         def made(*arguments, **options):
             tensor = make(*arguments, **options)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+            if tensor.is_floating_point():
+                tensor.detach().fill_(float("nan"))
+            return tensor
 
         return made
 
