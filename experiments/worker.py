@@ -20,7 +20,7 @@ from experiments import ledger, provenance
 from experiments.cell import Cell
 from experiments.errors import UserError
 
-STATUS_EVERY = 0.25
+STATUS_EVERY = 0.5
 """Seconds between two versions of the status file."""
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "can't start new thread")
 """What torch's CPU allocator, CUDA, C++ and Python's threads say of it in a plain RuntimeError."""
