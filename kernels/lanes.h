@@ -93,6 +93,21 @@ inline Lanes softplus(Lanes x) {
     return max(all(0.0f), x) + 2.0f * s * p;
 }
 
+// tanh(x) = expm1(2x) / (expm1(2x) + 2), where expm1 = 2^k (e^r - 1) + (2^k - 1) keeps its accuracy near 0.
+inline Lanes tanh(Lanes x) {
+    const Lanes twice = 2.0f * abs(x), z = twice > 20.0f ? all(20.0f) : twice;  // tanh(10) is 1
+    const Lanes rounded = z * LOG2E + ROUND, k = rounded - ROUND;
+    const Lanes r = z - k * 0.693359375f + k * 2.12194440e-4f;
+    Lanes p = all(0.00139411109f);
+    p = p * r + 0.00836915098f;
+    p = p * r + 0.0416663529f;
+    p = p * r + 0.166665052f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    const Lanes scale = power_of_2(rounded), e = p * r * scale + (scale - 1.0f);
+    return (Lanes)((Words)(e / (e + 2.0f)) | ((Words)x & (int32_t)0x80000000));
+}
+
 inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 #if defined(__clang__)
     Lanes v;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +22,9 @@ class View(ctypes.Structure):
 
 def view(tensor: Tensor) -> View:
     """(B, D, L) as it is; (D, N) and (D,) the same for every row."""
-    strides = {3: tensor.stride(), 2: (0, *tensor.stride()), 1: (0, *tensor.stride(), 0)}[tensor.dim()]
+    strides = tensor.stride()
+    if len(strides) < 3:
+        strides = (0, *strides) if len(strides) == 2 else (0, *strides, 0)
     return View(tensor.data_ptr(), *strides)
 
 
@@ -46,3 +50,18 @@ def why_not(
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         return f"it computes in float32, not {dtype}: take backend='reference'"
     return str(library) if isinstance(library, build.BuildError) else None
+
+
+def given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of the arguments that were given, None for the others."""
+    pairs = zip(tensors, gradients, strict=True)
+    return [None if tensor is None else gradient for tensor, gradient in pairs]
+
+
+def no_second_derivatives(op: str) -> Callable[..., NoReturn]:
+    """The backward pass of a backward pass that has none."""
+
+    def refuse(ctx: Any, *gradients: Any) -> NoReturn:
+        raise RuntimeError(f"{op}: the backend 'cpu' has no second derivatives: take backend='reference'")
+
+    return refuse

@@ -7,6 +7,7 @@ arguments: y before the activation is cheaper to compute again than to read.
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Problem(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, View) for name in _VIEWS)]
 
 
+@functools.cache
 def library() -> ctypes.CDLL | build.BuildError:
     """The compiled cpu.cpp, or why there is none here."""
     return build.attempt(Path(__file__).with_name("cpu.cpp"))
@@ -120,13 +122,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     gradients = convolve_backward(dout, *tensors, ctx.silu)
-    given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-    return *given, None
-
-
-def _refuse(ctx: Any, *gradients: Any) -> None:
-    raise RuntimeError("causal_conv1d: the backend 'cpu' has no second derivatives: take backend='reference'")
+    return *native.given(tensors, gradients), None
 
 
 convolve.register_autograd(_differentiate, setup_context=_save)
-convolve_backward.register_autograd(_refuse)
+convolve_backward.register_autograd(native.no_second_derivatives("causal_conv1d"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 
 from torch import Tensor
@@ -76,6 +77,7 @@ def matrix(tensor: Tensor) -> Matrix:
     return Matrix(tensor.data_ptr(), *strides)
 
 
+@functools.cache
 def library() -> ctypes.CDLL | build.BuildError:
     """The compiled cpu.cpp, or why there is none here."""
     return build.attempt(Path(__file__).with_name("cpu.cpp"), f"SCAN_WINDOW={WINDOW}", f"SCAN_PART={PART}")

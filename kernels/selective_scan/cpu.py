@@ -185,13 +185,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     kept, *tensors = ctx.saved_tensors
     gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
-    given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-    return *given, None, None
-
-
-def _refuse(ctx: Any, *gradients: Any) -> None:
-    raise RuntimeError("selective_scan: the backend 'cpu' has no second derivatives: take backend='reference'")
+    return *native.given(tensors, gradients), None, None
 
 
 scan.register_autograd(_differentiate, setup_context=_save)
-scan_backward.register_autograd(_refuse)
+scan_backward.register_autograd(native.no_second_derivatives("selective_scan"))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from tolerance import assert_as_good
+from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 
 import kernels
+from kernels.additive_attention import cpu
 
 BACKENDS = list(kernels.backends("additive_attention"))
+FAST = [name for name in BACKENDS if name != "reference"]
+RESULTS = ("context", "dquery", "dkeys", "dvalues", "dv")
 
 
 def draw(queries: int = 3, keys: int = 7, hidden: int = 5, width: int = 4) -> list[Tensor]:
@@ -30,22 +36,51 @@ def direct(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor 
 MASK = torch.tensor([[0, 0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
-def test_values_and_gradients(mask: Tensor | None, backend: str) -> None:
+def test_reference_is_the_papers_equations(mask: Tensor | None) -> None:
     leaves = [tensor.requires_grad_() for tensor in draw()]
-    context = kernels.additive_attention(*leaves, mask, backend=backend)
+    context = kernels.additive_attention(*leaves, mask, backend="reference")
     expected = direct(*leaves, mask)
     torch.testing.assert_close(context, expected)
     cotangent = torch.randn(context.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(*(torch.autograd.grad(c, leaves, cotangent) for c in (context, expected)))
 
 
+def results(function: Callable[..., Tensor], tensors: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """The context and every gradient."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    context = function(*leaves, mask)
+    cotangent = torch.randn(context.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return [context.detach(), *torch.autograd.grad(context, leaves, cotangent.to(context.dtype))]
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 7, 5, 4), (3, 16, 16, 16), (20, 65, 40, 17), (2, 1000, 32, 8)])
+def test_values_and_gradients(sizes: tuple[int, ...], backend: str) -> None:
+    tensors = [tensor.float() for tensor in draw(*sizes)]
+    mask = torch.arange(sizes[1]).remainder(3).ne(1).expand(2, -1)
+    with nan_in_fresh_memory():
+        actual = results(partial(kernels.additive_attention, backend=backend), tensors, mask)
+    plain, exact = results(direct, tensors, mask), results(direct, [tensor.double() for tensor in tensors], mask)
+    assert_all_as_good(RESULTS, actual, plain, exact)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_error_in_float32(backend: str) -> None:
-    tensors = [tensor.float() for tensor in draw(20, 65, 32, 16)]
-    exact = direct(*(tensor.double() for tensor in tensors))
-    assert_as_good("context", kernels.additive_attention(*tensors, backend=backend), direct(*tensors), exact)
+def test_strided_arguments(backend: str) -> None:
+    tensors = [tensor.float() for tensor in draw(3, 7, 20, 18)]
+    spread = [torch.stack([tensor, tensor + 1], -1)[..., 0] for tensor in tensors]
+    spread[1] = tensors[1].transpose(0, 1).contiguous().transpose(0, 1)
+    function = partial(kernels.additive_attention, backend=backend)
+    torch.testing.assert_close(results(function, spread, MASK), results(function, tensors, MASK))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_passes_through(backend: str) -> None:
+    query, keys, values, v = (tensor.float() for tensor in draw())
+    query[0, 1, 2] = torch.nan
+    context = kernels.additive_attention(query, keys, values, v, MASK, backend=backend)
+    assert context[0, 1].isnan().all()
+    assert int(context.isnan().sum()) == context.shape[2]
 
 
 def test_gradcheck() -> None:
@@ -61,7 +96,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_without_a_real_key_is_zero(backend: str) -> None:
-    leaves = [tensor.requires_grad_() for tensor in draw()]
+    leaves = [tensor.float().requires_grad_() for tensor in draw()]
     mask = MASK & torch.tensor([[False], [True]])
     context = kernels.additive_attention(*leaves, mask, backend=backend)
     assert context[0].eq(0).all()
@@ -72,7 +107,7 @@ def test_a_row_without_a_real_key_is_zero(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_keys_do_not_matter(backend: str) -> None:
-    query, keys, values, v = draw()
+    query, keys, values, v = (tensor.float() for tensor in draw())
     context = kernels.additive_attention(query, keys, values, v, MASK, backend=backend)
     garbage = [torch.where(MASK[..., None], tensor, 1e6) for tensor in (keys, values)]
     assert torch.equal(kernels.additive_attention(query, *garbage, v, MASK, backend=backend), context)
@@ -80,7 +115,7 @@ def test_masked_keys_do_not_matter(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_holds_no_term_per_query_and_key(backend: str) -> None:
-    leaves = [tensor.requires_grad_() for tensor in draw(queries=40, keys=40, hidden=30)]
+    leaves = [tensor.float().requires_grad_() for tensor in draw(queries=40, keys=40, hidden=30)]
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -123,3 +158,29 @@ def test_refuses_what_does_not_fit() -> None:
         kernels.additive_attention(query, keys, values, v, MASK.long())
     with pytest.raises(ValueError, match="T >= 1"):
         kernels.additive_attention(query[:, :0], keys, values, v)
+
+
+def test_opcheck() -> None:
+    leaves = [tensor.float().requires_grad_() for tensor in draw()]
+    torch.library.opcheck(cpu.attend, (*leaves, MASK))
+    tensors = [tensor.detach() for tensor in leaves]
+    torch.library.opcheck(cpu.attend_backward, (*cpu.attend(*tensors, MASK), *tensors, MASK))
+
+
+def test_second_derivatives_name_the_reference() -> None:
+    leaves = [tensor.float().requires_grad_() for tensor in draw()]
+    (gradient,) = torch.autograd.grad(kernels.additive_attention(*leaves).sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        gradient.sum().backward()
+
+
+def test_bits_depend_neither_on_the_run_nor_on_the_threads() -> None:
+    tensors = [tensor.float() for tensor in draw(20, 65, 40, 17)]
+    expected = results(kernels.additive_attention, tensors, None)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert all(map(torch.equal, results(kernels.additive_attention, tensors, None), expected))
+    finally:
+        torch.set_num_threads(before)

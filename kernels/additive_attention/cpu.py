@@ -1,0 +1,113 @@
+"""Additive attention in float32 on the CPU, in C++ (cpu.cpp); shorter floats are computed in float32.
+
+Two operators without side effects, each with a fake implementation. Saved for the backward pass are the arguments and
+the weights (B, T, S); the terms of the scores are computed again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import build, native
+from kernels.native import View, view
+
+RANK = 20
+FALLBACK = False
+
+_SIZES = ("rows", "queries", "keys", "hidden", "width", "threads")
+_VIEWS = (
+    *("query", "key", "value", "v", "context", "weights"),
+    *("dcontext", "dquery", "dkey", "dvalue", "dv"),
+)
+
+
+class Problem(ctypes.Structure):
+    """What one call is given and where its results go; the tensors behind it must outlive the call."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("mask", ctypes.c_void_p),
+        *((name, View) for name in _VIEWS),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | build.BuildError:
+    """The compiled cpu.cpp, or why there is none here."""
+    return build.attempt(Path(__file__).with_name("cpu.cpp"))
+
+
+def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    """Why this backend cannot run such tensors here, with the remedy; None = it can. Compiles at the first call."""
+    return native.why_not(library(), dtype, device)
+
+
+def additive_attention(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """See `kernels.additive_attention`. Returns context (B, T, E)."""
+    context, _ = attend(query.float(), keys.float(), values.float(), v.float(), mask)
+    return context.to(values.dtype)
+
+
+def _solve(function: str, mask: Tensor | None, **tensors: Tensor) -> None:
+    """Call a function of the library; all tensors (rows, positions, features), float32."""
+    rows, queries, hidden = tensors["query"].shape
+    _, keys, width = tensors["value"].shape
+    threads = native.threads(8 * rows * queries * keys * hidden)
+    mask = None if mask is None else mask.contiguous()
+    problem = Problem(rows, queries, keys, hidden, width, threads, None if mask is None else mask.data_ptr())
+    for name, tensor in tensors.items():
+        setattr(problem, name, view(tensor))
+    native.call(library(), function, problem)
+
+
+@torch.library.custom_op("archlab::additive_attention_cpu", mutates_args=(), device_types="cpu")
+def attend(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The forward pass, all float32: context (B, T, E), and for the backward pass the weights (B, T, S)."""
+    context, weights = results = _attended(query, keys, values, v, mask)
+    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None]}
+    _solve("additive_attention_forward", mask, **tensors, context=context, weights=weights)
+    return results
+
+
+@attend.register_fake
+def _attended(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows, queries, _ = query.shape
+    return query.new_empty(rows, queries, values.shape[2]), query.new_empty(rows, queries, keys.shape[1])
+
+
+@torch.library.custom_op("archlab::additive_attention_cpu_backward", mutates_args=(), device_types="cpu")
+def attend_backward(
+    dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
+) -> list[Tensor]:
+    """The gradients of query, keys, values and v."""
+    dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, keys, values))
+    dv = v.new_empty(query.shape[0], 1, len(v))
+    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None], "weights": weights}
+    gradients = {"dcontext": dcontext, "dquery": dquery, "dkey": dkey, "dvalue": dvalue, "dv": dv}
+    _solve("additive_attention_backward", mask, **tensors, **gradients)
+    return [dquery, dkey, dvalue, dv.sum(0).squeeze(0)]
+
+
+@attend_backward.register_fake
+def _gradients(
+    dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
+) -> list[Tensor]:
+    return [*(torch.empty_like(tensor) for tensor in (query, keys, values)), v.new_empty(v.shape)]
+
+
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], *inputs)
+
+
+def _differentiate(ctx: Any, dcontext: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *attend_backward(dcontext, *ctx.saved_tensors), None
+
+
+attend.register_autograd(_differentiate, setup_context=_save)
+attend_backward.register_autograd(native.no_second_derivatives("additive_attention"))
