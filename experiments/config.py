@@ -35,9 +35,9 @@ class Train:
     """Largest gradient norm; 0 = no clipping."""
     label_smoothing: float = 0.0
     precision: Literal["32", "bf16-mixed"] = "32"
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     val_every: int = 100
     """Steps between validations."""
     val_examples: int = 256

@@ -101,6 +101,7 @@ def describe(task: Task) -> dict[str, Any]:
         "task": task.name,
         "vocab_size": task.vocab_size,
         "inputs": task.inputs,
+        "metrics": list(task.metrics),
         "shared_splits": task.shared_splits,
         "oracle": type(task).oracle is not Task.oracle,
         **own,
