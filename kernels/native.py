@@ -42,14 +42,18 @@ def call(library: ctypes.CDLL | build.BuildError, function: str, problem: ctypes
 
 
 def why_not(
-    library: ctypes.CDLL | build.BuildError, dtype: torch.dtype | None, device: torch.device | None
+    library: Callable[[], ctypes.CDLL | build.BuildError], dtype: torch.dtype | None, device: torch.device | None
 ) -> str | None:
-    """Why a float32 library for the CPU cannot run such tensors here, with the remedy; None = it can."""
+    """Why a float32 library for the CPU cannot run such tensors here, with the remedy; None = it can.
+
+    The library is built only if the tensors suit it.
+    """
     if device is not None and device.type not in ("cpu", "meta"):
         return f"it serves CPU tensors, not {device.type}: move them, or take another backend"
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         return f"it computes in float32, not {dtype}: take backend='reference'"
-    return str(library) if isinstance(library, build.BuildError) else None
+    built = library()
+    return str(built) if isinstance(built, build.BuildError) else None
 
 
 def given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:

@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | build.BuildError:
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
     """Why this backend cannot run such tensors here, with the remedy; None = it can. Compiles at the first call."""
-    return native.why_not(library(), dtype, device)
+    return native.why_not(library, dtype, device)
 
 
 def additive_attention(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

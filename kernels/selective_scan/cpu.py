@@ -23,7 +23,7 @@ _SHARED = ("A", "B", "C", "D", "bias")  # by all rows; B and C where constant
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
     """Why this backend cannot run such tensors here, with the remedy; None = it can. Compiles at the first call."""
-    return native.why_not(library(), dtype, device)
+    return native.why_not(library, dtype, device)
 
 
 def selective_scan(
