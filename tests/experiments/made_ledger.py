@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from experiments import provenance, report, report_study
+from experiments import provenance, report
 from experiments.cell import Cell
 from experiments.config import Train
-from experiments.report_units import TIED
+from experiments.report import study
+from experiments.report.units import TIED
 
 TASKS: dict[str, dict[str, Any]] = {
     "reverse": {"train_lengths": [4, 16], "test_lengths": [8, 16, 24, 32]},
@@ -188,7 +189,7 @@ def make_runs(label: str, scores: Sequence[float], task: str = "reverse", **part
 
 
 def markdown(folder: Path) -> str:
-    return report.compose(report_study.read(folder)).replace(TIED, " ")
+    return report.compose(study.read(folder)).replace(TIED, " ")
 
 
 def section(text: str, title: str) -> str:

@@ -15,7 +15,7 @@ from made_ledger import make_cell, make_cost, make_quality, make_record, make_ru
 from rich.console import Console
 
 from experiments import provenance, report
-from experiments.report_units import NOTHING
+from experiments.report.units import NOTHING
 
 T2 = 4.302653
 """Student's t for two degrees of freedom, 95 % two-sided."""

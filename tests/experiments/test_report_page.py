@@ -15,8 +15,9 @@ import pytest
 from made_ledger import ARCHS, make_alignment, make_cell, make_cost, make_quality, make_record, write_ledger
 from matplotlib.figure import Figure
 
-from experiments import figures, provenance, report, report_study, report_style, report_units
-from experiments.report_style import COLOURS, SPARE
+from experiments import provenance, report
+from experiments.report import figures, study, style, units
+from experiments.report.style import COLOURS, SPARE
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 FIGURES = ["quality", "learning", "length", "memory", "tradeoff", "alignment"]
@@ -56,7 +57,7 @@ def page(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def drawn(folder: Path) -> dict[str, Figure]:
     before = dict(mpl.rcParams)
-    found = figures.draw(report_study.read(folder))
+    found = figures.draw(study.read(folder))
     assert dict(mpl.rcParams) == before, "drawing leaves matplotlib as it was"
     return found
 
@@ -171,21 +172,21 @@ def test_the_lengths_of_training_are_shaded(drawn: dict[str, Figure]) -> None:
 
 def test_one_colour_per_architecture_and_one_look_per_variant() -> None:
     archs = {"seq2seq:a": "seq2seq", "gqa": "gqa", "seq2seq:b": "seq2seq", "mine": "mine", "other": "other"}
-    looks = report_style.looks(archs)
+    looks = style.looks(archs)
     assert looks["seq2seq:a"].colour == looks["seq2seq:b"].colour == COLOURS["seq2seq"]
     assert len({look.colour for look in looks.values()}) == 4
     assert looks["seq2seq:a"].dashes != looks["seq2seq:b"].dashes
     assert len({look.marker for look in looks.values()}) == len(looks)
-    assert report_style.looks({"gqa": "gqa"})["gqa"].colour == looks["gqa"].colour
+    assert style.looks({"gqa": "gqa"})["gqa"].colour == looks["gqa"].colour
 
 
 def test_an_unknown_architecture_keeps_its_colour_whoever_else_is_there() -> None:
-    assert report_style.colours(["mine"])["mine"] == report_style.colours(["gqa", "mine", "mamba"])["mine"]
-    assert report_style.colours(["mine"])["mine"] in SPARE
+    assert style.colours(["mine"])["mine"] == style.colours(["gqa", "mine", "mamba"])["mine"]
+    assert style.colours(["mine"])["mine"] in SPARE
 
 
 def test_labels_are_moved_apart_in_their_order() -> None:
-    moved = report_style.spread([10.0, 0.0, 10.5, 11.0], 9.0)
+    moved = style.spread([10.0, 0.0, 10.5, 11.0], 9.0)
     assert [moved.index(place) for place in sorted(moved)] == [1, 0, 2, 3]
     assert all(abs(one - two) >= 9 - 1e-6 for one in moved for two in moved if one is not two)
 
@@ -193,30 +194,30 @@ def test_labels_are_moved_apart_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (report_units.short(999.4), "999"),
-        (report_units.short(999.6), "1.00 k"),
-        (report_units.short(12_345), "12.3 k"),
-        (report_units.short(4_560_000), "4.56 M"),
-        (report_units.size(512), "512 B"),
-        (report_units.size(1536), "1.5 KiB"),
-        (report_units.size(23 * 2**20), "23 MiB"),
-        (report_units.size(3 * 2**40), "3 TiB"),
-        (report_units.count(101_234), "101,234"),
-        (report_units.percent(-0.0123), "\N{MINUS SIGN}1.2 %"),
-        (report_units.rate(3e-3), "0.003"),
-        (report_units.seconds(43.2), "43 s"),
-        (report_units.seconds(60 * 60 * 3), "3.0 h"),
-        (report_units.score(-0.0001), "0.000"),
-        (report_units.listing(["a", "b", "c"]), "a, b and c"),
-        (report_units.code("a`b"), "``a`b``"),
-        (report_units.brief(20_000), "20k"),
-        (report_units.tokens(65_536), "64 Ki"),
+        (units.short(999.4), "999"),
+        (units.short(999.6), "1.00 k"),
+        (units.short(12_345), "12.3 k"),
+        (units.short(4_560_000), "4.56 M"),
+        (units.size(512), "512 B"),
+        (units.size(1536), "1.5 KiB"),
+        (units.size(23 * 2**20), "23 MiB"),
+        (units.size(3 * 2**40), "3 TiB"),
+        (units.count(101_234), "101,234"),
+        (units.percent(-0.0123), "\N{MINUS SIGN}1.2 %"),
+        (units.rate(3e-3), "0.003"),
+        (units.seconds(43.2), "43 s"),
+        (units.seconds(60 * 60 * 3), "3.0 h"),
+        (units.score(-0.0001), "0.000"),
+        (units.listing(["a", "b", "c"]), "a, b and c"),
+        (units.code("a`b"), "``a`b``"),
+        (units.brief(20_000), "20k"),
+        (units.tokens(65_536), "64 Ki"),
     ],
 )
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:
-    assert written.replace(report_units.TIED, " ") == expected
+    assert written.replace(units.TIED, " ") == expected
 
 
 def test_nothing_known_is_a_dash_everywhere() -> None:
-    writers = (report_units.short, report_units.size, report_units.count, report_units.percent, report_units.score)
-    assert {writer(None) for writer in writers} == {report_units.NOTHING}
+    writers = (units.short, units.size, units.count, units.percent, units.score)
+    assert {writer(None) for writer in writers} == {units.NOTHING}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_ledger import make_cell, make_cost, make_record, make_runs, markdown, row, section, write_ledger
 
-from experiments import provenance, report, report_study
+from experiments import provenance, report
 from experiments.errors import UserError
+from experiments.report import study
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,16 @@ def test_an_empty_ledger_is_reported(tmp_path: Path) -> None:
     assert "`gqa` on `reverse` (seed 0, 1, 2)" in text
     assert (folder / "results.csv").read_text().strip() == "key"
     assert report.table(folder).row_count == 0
+
+
+def test_the_terminals_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from experiments import report; report.table(pathlib.Path(sys.argv[1]));"
+        "print([name for name in ('torch', 'lightning', 'matplotlib') if name in sys.modules])"
+    )
+    folder = write_ledger(tmp_path, make_runs("gqa", [0.9, 0.91]))
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("[]", "", 0)
 
 
 def test_an_unfinished_ledger_says_so(tmp_path: Path) -> None:
@@ -70,5 +83,5 @@ def test_records_may_lack_any_part(tmp_path: Path, lost: set[tuple[int, str]], v
             holder[name] = {} if name == "cell" else value
     folder = write_ledger(tmp_path, records)
     assert "# made" in markdown(folder)
-    assert report.results(report_study.read(folder)).count("\n") == 4
+    assert report.results(study.read(folder)).count("\n") == 4
     assert report.table(folder).columns

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import config, report_records
+from experiments import config
 from experiments.config import Experiment
 from experiments.errors import UserError
-from experiments.report_records import Entry
-from experiments.report_units import METRICS, listing
+from experiments.report import records
+from experiments.report.records import Entry
+from experiments.report.units import METRICS, listing
 from experiments.selection import Score, select
 from experiments.variants import parse_all
 
@@ -237,8 +238,8 @@ def read(folder: Path) -> Study:
     path = folder / "experiment.yaml"
     if not path.is_file():
         raise UserError(f"{folder} holds no experiment: expected the --out of an `archlab compare`")
-    sources = functools.cache(report_records.sources)
-    found = {file.name: report_records.read(file, sources) for file in sorted((folder / "cells").glob("*.json"))}
+    sources = functools.cache(records.sources)
+    found = {file.name: records.read(file, sources) for file in sorted((folder / "cells").glob("*.json"))}
     experiment = config.load(str(path), {})
     return Study(
         folder,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from experiments import report_stats, report_units
-from experiments.figures_cost import GROWING, expense, points
-from experiments.report_records import Entry
-from experiments.report_study import Contest, Study
-from experiments.report_units import NOTHING, code, count, listing, plus_minus, score, short, size, text
+from experiments.report import stats, units
+from experiments.report.costs import GROWING, expense, points
+from experiments.report.records import Entry
+from experiments.report.study import Contest, Study
+from experiments.report.units import NOTHING, code, count, listing, plus_minus, score, short, size, text
 
 COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "train_tokens_per_second": ("train tokens/s", short),
@@ -25,10 +25,10 @@ BUDGETS = {
     "flops": "FLOPs per token",
     "state": "bytes of state",
 }
-OUTCOMES: dict[report_stats.Outcome, str] = {
+OUTCOMES: dict[stats.Outcome, str] = {
     "different": "different",
     "uncorrected": "only before correction",
-    "small": f"by less than {report_stats.MARGIN:g}",
+    "small": f"by less than {stats.MARGIN:g}",
     "level": "not distinguishable",
 }
 
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.value} ({self.note.replace(' ', report_units.TIED)})" if self.note else self.value
+        return f"{self.value} ({self.note.replace(' ', units.TIED)})" if self.note else self.value
 
 
 def results(contest: Contest) -> tuple[list[str], dict[str, list[Cell]]]:
@@ -68,8 +68,8 @@ def _scored(contest: Contest) -> list[tuple[str, str, list[int]]]:
     """Title, metric and lengths of the columns with scores."""
     if not contest.lengths:
         return []
-    name = WORDS.get(contest.metric, report_units.metric(contest.metric).name)
-    trained = f",{report_units.TIED}".join(map(str, contest.trained))
+    name = WORDS.get(contest.metric, units.metric(contest.metric).name)
+    trained = f",{units.TIED}".join(map(str, contest.trained))
     found = [(f"{name} at {trained}", contest.metric, contest.trained)]
     if contest.beyond is not None:
         found.append((f"{name} at {contest.beyond}", contest.metric, [contest.beyond]))
@@ -82,8 +82,8 @@ def _scores(contest: Contest, metric: str, lengths: Sequence[int]) -> dict[str, 
     """Per variant, mean and interval; how many seeds, where that is not as many as others have; else how it ended."""
     cells = {label: Cell(_ended(entries)) for label, entries in contest.broken.items()}
     for label, row in contest.scores(metric, lengths).items():
-        few = report_units.plural(len(row), "seed") if len(row) < contest.seeds else ""
-        cells[label] = Cell(plus_minus(report_stats.interval(list(row.values()))), few)
+        few = units.plural(len(row), "seed") if len(row) < contest.seeds else ""
+        cells[label] = Cell(plus_minus(stats.interval(list(row.values()))), few)
     return cells
 
 
@@ -118,21 +118,21 @@ def main(contest: Contest) -> list[str]:
     header, rows = results(contest)
     cells_of = [[code(label), *(text(str(cell)) for cell in cells)] for label, cells in rows.items()]
     alone = ["One seed each, so there are no intervals.", ""] if contest.seeds == 1 else []
-    return [*alone, *report_units.table(["architecture", *header], cells_of)]
+    return [*alone, *units.table(["architecture", *header], cells_of)]
 
 
 def by_length(contest: Contest) -> list[str]:
     """The headline at every tested length; those of training are in bold."""
     if len(contest.lengths) < 2 or not contest.runs:
         return []
-    header = [report_units.metric(contest.metric).name]
+    header = [units.metric(contest.metric).name]
     header += [f"**{length}**" if length in contest.trained else str(length) for length in contest.lengths]
     cells = [_scores(contest, contest.metric, [length]) for length in contest.lengths]
     rows = [[code(label), *(str(cell.get(label, NOTHING)) for cell in cells)] for label in contest.runs]
-    return report_units.table(header, rows)
+    return units.table(header, rows)
 
 
-def pairs(found: Sequence[report_stats.Pair]) -> list[str]:
+def pairs(found: Sequence[stats.Pair]) -> list[str]:
     """Differences of every pair with interval and p values."""
     header = ["pair", "difference", "95 % interval", "p", "p, Holm", "verdict"]
     rows = []
@@ -143,12 +143,12 @@ def pairs(found: Sequence[report_stats.Pair]) -> list[str]:
                 f"{code(pair.first)} minus {code(pair.second)}",
                 score(difference),
                 f"{score(difference - half)} to {score(difference + half)}",
-                report_units.p_value(pair.p),
-                report_units.p_value(pair.adjusted),
+                units.p_value(pair.p),
+                units.p_value(pair.adjusted),
                 OUTCOMES[pair.verdict],
             ]
         )
-    return report_units.table(header, rows) if rows else []
+    return units.table(header, rows) if rows else []
 
 
 def memory(contest: Contest) -> list[str]:
@@ -163,13 +163,13 @@ def memory(contest: Contest) -> list[str]:
         return []
     ends = [f"at {count(min(found))}", f"at {count(max(found))}", "growth"]
     header = [f"{title} {end}" for title in ("state", "activations") for end in ends]
-    return report_units.table([contest.task, *header], rows)
+    return units.table([contest.task, *header], rows)
 
 
 def _growth(known: Sequence[tuple[float, float]]) -> list[str]:
     if not known:
         return [NOTHING] * 3
-    exponent = f"L^{report_stats.growth(known):.2f}".replace("-", report_units.MINUS) if len(known) > 1 else NOTHING
+    exponent = f"L^{stats.growth(known):.2f}".replace("-", units.MINUS) if len(known) > 1 else NOTHING
     return [size(known[0][1]), size(known[-1][1]), exponent]
 
 
@@ -179,7 +179,7 @@ def matching(study: Study) -> list[str]:
     rows: dict[tuple[str, ...], list[str]] = {}
     for (label, task), row in study.matching.items():
         solved = row.get("matching", "solved") or {}
-        met = [count(row.number("matching", "value")), report_units.percent(row.number("matching", "deviation"))]
+        met = [count(row.number("matching", "value")), units.percent(row.number("matching", "deviation"))]
         cells = (
             code(label),
             text(", ".join(f"{name} {value}" for name, value in solved.items())) or NOTHING,
@@ -191,7 +191,7 @@ def matching(study: Study) -> list[str]:
     header = ["architecture", "tasks", "solved for", *([BUDGETS[by], "deviation"] if by in BUDGETS else [])]
     header += [*([] if by == "parameters" else [BUDGETS["parameters"]]), "all parameters"]
     cells_of = [[label, listing(tasks), *rest] for (label, *rest), tasks in rows.items()]
-    return report_units.table(header, cells_of, left=3) if rows else []
+    return units.table(header, cells_of, left=3) if rows else []
 
 
 def settings(study: Study) -> list[str]:
@@ -202,8 +202,8 @@ def settings(study: Study) -> list[str]:
             entry = next(entry for entry in contest.trains if entry.label == label)
             held = (entry.get("cell", "arch_config") or {}).items()
             written = ", ".join(f"{name} {value}" for name, value in held if name != "learning_rate")
-            cells = (code(label), report_units.rate(rate), text(written) or NOTHING)
+            cells = (code(label), units.rate(rate), text(written) or NOTHING)
             rows.setdefault(cells, []).append(code(contest.task))
     header = ["architecture", "tasks", "learning rate", "settings"]
     cells_of = [[label, listing(tasks), *rest] for (label, *rest), tasks in rows.items()]
-    return report_units.table(header, cells_of, left=4) if rows else []
+    return units.table(header, cells_of, left=4) if rows else []

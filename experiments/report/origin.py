@@ -10,10 +10,11 @@ from string import ascii_uppercase
 
 import yaml
 
-from experiments import config, report_units
-from experiments.report_records import Entry
-from experiments.report_study import Contest, Study
-from experiments.report_units import NOTHING, TIED, code, listing, score, text
+from experiments import config
+from experiments.report import units
+from experiments.report.records import Entry
+from experiments.report.study import Contest, Study
+from experiments.report.units import NOTHING, TIED, code, listing, score, text
 
 
 def troubles(study: Study) -> list[str]:
@@ -23,7 +24,7 @@ def troubles(study: Study) -> list[str]:
         for entry in study.entries
         if entry.status != "done"
     ]
-    return report_units.table(["architecture", "task", "cell", "end", "reason", "log"], rows, left=6) if rows else []
+    return units.table(["architecture", "task", "cell", "end", "reason", "log"], rows, left=6) if rows else []
 
 
 def stale(study: Study) -> list[str]:
@@ -33,16 +34,14 @@ def stale(study: Study) -> list[str]:
         for entry in study.entries
         if entry.stale is not None
     ]
-    return (
-        report_units.table(["architecture", "task", "cell", "score then", "why", "log"], rows, left=6) if rows else []
-    )
+    return units.table(["architecture", "task", "cell", "score then", "why", "log"], rows, left=6) if rows else []
 
 
 def _old_score(entry: Entry, study: Study) -> str:
     contest = next(contest for contest in study.contests if contest.task == entry.task)
     found = Contest(entry.task, (Entry(entry.data, None),), contest.labels)
     known = entry.score(found.metric, found.trained) if found.lengths else None
-    return NOTHING if known is None else f"{report_units.metric(found.metric).name} {score(known)}"
+    return NOTHING if known is None else f"{units.metric(found.metric).name} {score(known)}"
 
 
 def environments(study: Study) -> list[str]:
@@ -56,7 +55,7 @@ def environments(study: Study) -> list[str]:
         parts = [
             f"{entry.get('environment', 'device')} ({entry.get('environment', 'device_name')})",
             f"precision {entry.get('environment', 'precision')}",
-            report_units.plural(int(entry.number("environment", "threads") or 0), "thread"),
+            units.plural(int(entry.number("environment", "threads") or 0), "thread"),
             str(entry.get("environment", "platform")),
             versions,
             f"git {git[:12]}{'-dirty' if git.endswith('-dirty') else ''}" if git else "not a git checkout",
@@ -75,7 +74,7 @@ def ran(study: Study) -> list[str]:
         rows.setdefault((code(entry.label), entry.kind, _kernels(entry), loss, letter), []).append(entry)
     header = ["architecture", "kind", "cells of", "kernels", "loss", "on", "time in all"]
     lines = [[*key[:2], _cells(entries), *key[2:], _time(entries)] for key, entries in rows.items()]
-    return report_units.table(header, lines, left=6) if rows else []
+    return units.table(header, lines, left=6) if rows else []
 
 
 def _cells(entries: Iterable[Entry]) -> str:
@@ -96,7 +95,7 @@ def data(study: Study) -> list[str]:
         for (task, seed), prints in seen.items()
         for found, labels in prints.items()
     ]
-    return report_units.table(["task", "seed", "fingerprint", "of"], rows, left=4) if rows else []
+    return units.table(["task", "seed", "fingerprint", "of"], rows, left=4) if rows else []
 
 
 def _lettered(entries: Iterable[Entry]) -> dict[str, Entry]:
@@ -120,7 +119,7 @@ def _kernels(entry: Entry) -> str:
 
 
 def _time(entries: Iterable[Entry]) -> str:
-    return report_units.seconds(sum(entry.number("seconds") or 0 for entry in entries))
+    return units.seconds(sum(entry.number("seconds") or 0 for entry in entries))
 
 
 def missing(study: Study) -> list[str]:

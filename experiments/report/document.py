@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import ledger, report_origin, report_tables, report_units, report_verdict
-from experiments.report_records import Entry
-from experiments.report_study import Contest, Study, read
-from experiments.report_units import TIED, code
+from experiments import ledger
+from experiments.report import origin, tables, units, verdict
+from experiments.report.records import Entry
+from experiments.report.study import Contest, Study, read
+from experiments.report.units import TIED, code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,16 +57,16 @@ def write(folder: Path) -> Path:
     Raises UserError where the folder holds no experiment.
     """
     # Imported here: the terminal's table needs no matplotlib.
-    from experiments import figures, report_html, report_style
+    from experiments.report import figures, html, style
 
     study = read(folder)
     drawn = figures.draw(study)
     figures.save(drawn, folder / "figures")
     markdown = compose(study, drawn.keys())
-    colours = {label: look.colour for label, look in report_style.looks(study.archs).items()}
+    colours = {label: look.colour for label, look in style.looks(study.archs).items()}
     ledger.write_text(folder / "results.csv", results(study))
     ledger.write_text(folder / "report.md", markdown)
-    ledger.write_text(folder / "report.html", report_html.page(markdown, folder, colours))
+    ledger.write_text(folder / "report.html", html.page(markdown, folder, colours))
     return folder / "report.html"
 
 
@@ -84,8 +85,8 @@ def table(folder: Path) -> Table:
     rows = {contest.task: list(_short_rows(contest)) for contest in study.contests}
     shown.caption = _legend(cell for found in rows.values() for row in found for cell in row)
     for contest in study.contests:
-        note = "no table: the data differ" if contest.refusal else report_units.metric(contest.metric).name
-        shown.add_row(Text(contest.task, "bold"), note, report_units.plural(contest.seeds, "seed"))
+        note = "no table: the data differ" if contest.refusal else units.metric(contest.metric).name
+        shown.add_row(Text(contest.task, "bold"), note, units.plural(contest.seeds, "seed"))
         for row in rows[contest.task]:
             shown.add_row(*map(Text, row))
         shown.add_section()
@@ -96,12 +97,12 @@ def _short_rows(contest: Contest) -> Iterator[list[str]]:
     """Label, both scores and four costs of each variant; none where the runs share no table."""
     if contest.refusal:
         return
-    header, rows = report_tables.results(contest)
+    header, rows = tables.results(contest)
     scores = [place for place, name in enumerate(header) if " at " in name and "exact" not in name][:2]
-    costs = [header.index(title) for name, (title, _) in report_tables.COSTS.items() if not name.startswith("prefill")]
+    costs = [header.index(title) for name, (title, _) in tables.COSTS.items() if not name.startswith("prefill")]
     for label, cells in rows.items():
         known = [_short(cells[place], "*" if contest.seeds > 1 else "") for place in scores]
-        blank = [report_units.NOTHING] * (2 - len(known))
+        blank = [units.NOTHING] * (2 - len(known))
         yield [label, *known, *blank, *(_short(cells[place], "†") for place in costs)]
 
 
@@ -112,15 +113,15 @@ def _legend(cells: Iterable[str]) -> str | None:
     return "   ".join(meaning for mark, meaning in marks.items() if mark in ends) or None
 
 
-def _short(cell: report_tables.Cell, mark: str) -> str:
+def _short(cell: tables.Cell, mark: str) -> str:
     return cell.value.replace(f"{TIED}±{TIED}", "±").replace(TIED, " ") + (mark if cell.note else "")
 
 
 def compose(study: Study, figures: Iterable[str] = ()) -> str:
     """report.md. figures: the names of those in figures/."""
     drawn = set(figures)
-    lines = [f"# {report_units.text(study.experiment.name)}: architectures head to head", ""]
-    lines += [line for term in report_verdict.terms(study) for line in (f"> - {term}",)] + [""]
+    lines = [f"# {units.text(study.experiment.name)}: architectures head to head", ""]
+    lines += [line for term in verdict.terms(study) for line in (f"> - {term}",)] + [""]
     for title, body in _sections(study, drawn).items():
         if any(body):
             lines += [f"## {title}", "", *body]
@@ -130,8 +131,8 @@ def compose(study: Study, figures: Iterable[str] = ()) -> str:
 def _sections(study: Study, drawn: set[str]) -> dict[str, list[str]]:
     comparable = [contest for contest in study.contests if not contest.refusal]
     per_task = {
-        "Results": report_tables.main,
-        "Length": report_tables.by_length,
+        "Results": tables.main,
+        "Length": tables.by_length,
         "Pairs": _pairs,
     }
     tasks = {name: _by_task(comparable, lines) for name, lines in per_task.items()}
@@ -140,15 +141,15 @@ def _sections(study: Study, drawn: set[str]) -> dict[str, list[str]]:
         "Results": [*tasks["Results"], *_refused(study)],
         "Learning curves": [*_figure("learning", drawn), *_figure("rates", drawn)],
         "Length": [*_figure("length", drawn), *tasks["Length"]],
-        "Memory": [*_figure("memory", drawn), *_flat(map(report_tables.memory, comparable))],
+        "Memory": [*_figure("memory", drawn), *_flat(map(tables.memory, comparable))],
         "Cost": _figure("tradeoff", drawn),
         "Attention": _figure("alignment", drawn),
         "Pairs": tasks["Pairs"],
-        "Budget": [*report_tables.matching(study), *report_tables.settings(study)],
-        "Failures": [*report_origin.troubles(study), *report_origin.missing(study)],
-        "Stale records": report_origin.stale(study),
-        "Environment": [*report_origin.environments(study), *report_origin.ran(study), *report_origin.data(study)],
-        "Run it again": report_origin.again(study),
+        "Budget": [*tables.matching(study), *tables.settings(study)],
+        "Failures": [*origin.troubles(study), *origin.missing(study)],
+        "Stale records": origin.stale(study),
+        "Environment": [*origin.environments(study), *origin.ran(study), *origin.data(study)],
+        "Run it again": origin.again(study),
         "Method": [*METHOD.strip().splitlines(), ""],
     }
 
@@ -156,28 +157,24 @@ def _sections(study: Study, drawn: set[str]) -> dict[str, list[str]]:
 def _verdict(study: Study) -> list[str]:
     lines = ["*Not all of the experiment is recorded yet: this is where it stands.*", ""] if study.missing else []
     for contest in study.contests:
-        first, *rest = report_verdict.verdict(contest)
-        rest += [report_verdict.solved(contest), report_verdict.cheapest(contest)]
+        first, *rest = verdict.verdict(contest)
+        rest += [verdict.solved(contest), verdict.cheapest(contest)]
         lines += [f"- {first}", *(f"  - {sentence}" for sentence in rest if sentence)]
     return [*lines, ""] if study.entries else ["Nothing has been recorded yet, so there is nothing to conclude.", ""]
 
 
 def _pairs(contest: Contest) -> list[str]:
     groups = [contest.trained, *([[contest.beyond]] if contest.beyond is not None else [])]
-    found = {
-        report_verdict.place(contest, lengths): report_verdict.standing(contest, lengths).pairs for lengths in groups
-    }
-    name = report_units.metric(contest.metric).name
+    found = {verdict.place(contest, lengths): verdict.standing(contest, lengths).pairs for lengths in groups}
+    name = units.metric(contest.metric).name
     return _flat(
-        [f"{name[0].upper()}{name[1:]} {where}:", "", *report_tables.pairs(rows)]
-        for where, rows in found.items()
-        if rows
+        [f"{name[0].upper()}{name[1:]} {where}:", "", *tables.pairs(rows)] for where, rows in found.items() if rows
     )
 
 
 def _refused(study: Study) -> list[str]:
     sentences = (
-        f"{code(contest.task)} has no table: {report_units.text(contest.refusal)}."
+        f"{code(contest.task)} has no table: {units.text(contest.refusal)}."
         for contest in study.contests
         if contest.refusal
     )
@@ -187,7 +184,7 @@ def _refused(study: Study) -> list[str]:
 def _by_task(contests: Iterable[Contest], lines_of: Any) -> list[str]:
     """Lines under a heading for each task that has any."""
     found = {contest.task: lines_of(contest) for contest in contests}
-    return _flat([f"### {report_units.text(task)}", "", *lines] for task, lines in found.items() if lines)
+    return _flat([f"### {units.text(task)}", "", *lines] for task, lines in found.items() if lines)
 
 
 def _flat(parts: Iterable[list[str]]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.report_stats import Interval
+from experiments.report.stats import Interval
 
 NOTHING = "\N{EN DASH}"
 """A cell of a table without a value."""

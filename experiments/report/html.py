@@ -13,7 +13,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 from experiments.cell import slug
-from experiments.report_style import FAINT, INK, PAPER
+from experiments.report.style import FAINT, INK, PAPER
 
 CSS = Path(__file__).with_name("report.css")
 PAGE = """<!DOCTYPE html>

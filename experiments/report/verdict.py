@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from experiments import report_stats, report_units
-from experiments.figures_cost import expense
-from experiments.report_records import Entry
-from experiments.report_stats import MARGIN, Interval, Outcome, Pair
-from experiments.report_study import Contest, Study
-from experiments.report_units import TIED, code, listing, plural
+from experiments.report import stats, units
+from experiments.report.costs import expense
+from experiments.report.records import Entry
+from experiments.report.stats import MARGIN, Interval, Outcome, Pair
+from experiments.report.study import Contest, Study
+from experiments.report.units import TIED, code, listing, plural
 
 RATES = {
     "train_tokens_per_second": "fastest training",
@@ -57,11 +57,11 @@ def standing(contest: Contest, lengths: Sequence[int]) -> Standing:
     left_out = {label: _why(entries, contest) for label, entries in contest.broken.items()}
     left_out |= {label: "one seed" for label, row in scores.items() if len(row) < 2 and label not in left_out}
     taking_part = {label: row for label, row in scores.items() if label not in left_out}
-    sign = -1 if report_units.metric(contest.metric).lower_is_better else 1
-    found = {label: report_stats.interval(list(row.values())) for label, row in taking_part.items()}
+    sign = -1 if units.metric(contest.metric).lower_is_better else 1
+    found = {label: stats.interval(list(row.values())) for label, row in taking_part.items()}
     known = {label: interval for label, interval in found.items() if interval is not None}
     ranked = sorted(known, key=lambda label: sign * known[label].mean, reverse=True)
-    return Standing({label: known[label] for label in ranked}, report_stats.compare(taking_part), left_out)
+    return Standing({label: known[label] for label in ranked}, stats.compare(taking_part), left_out)
 
 
 def _why(entries: Sequence[Entry], contest: Contest) -> str:
@@ -74,7 +74,7 @@ def verdict(contest: Contest) -> list[str]:
     """What may be said of one task: sentences in Markdown, the first with the verdict."""
     task = code(contest.task)
     if contest.refusal:
-        return [f"**No verdict on {task}**: {report_units.text(contest.refusal)}. Such runs share no table."]
+        return [f"**No verdict on {task}**: {units.text(contest.refusal)}. Such runs share no table."]
     if not contest.runs:
         return [f"**No verdict on {task}**: no run of today's sources has come to its end."]
     if contest.seeds < 2:
@@ -91,7 +91,7 @@ def _quality(contest: Contest, lengths: Sequence[int]) -> str:
     leader = next(iter(stand.scores))
     others = {outcome: stand.against(leader, outcome) for outcome in PHRASES}
     won = not any(others[outcome] for outcome in ("level", "small", "uncorrected"))
-    scored = f"{report_units.metric(contest.metric).name} {report_units.plus_minus(stand.scores[leader])}"
+    scored = f"{units.metric(contest.metric).name} {units.plus_minus(stand.scores[leader])}"
     opening = (
         f"**{code(leader)} wins on {task}** {where}, with {scored}"
         if won
@@ -112,7 +112,8 @@ def place(contest: Contest, lengths: Sequence[int]) -> str:
     if list(lengths) != contest.trained:
         return f"at length {named}, beyond those in training"
     shortest = contest.train_range[0] if contest.train_range else 0
-    return f"at {'trained lengths' if min(lengths, default=shortest) >= shortest else 'lengths up to those in training'} ({named})"
+    within = min(lengths, default=shortest) >= shortest
+    return f"at {'trained lengths' if within else 'lengths up to those in training'} ({named})"
 
 
 def solved(contest: Contest) -> str:
@@ -124,14 +125,14 @@ def solved(contest: Contest) -> str:
         steps = [entry.number("quality", "steps_to_solve") for entry in runs]
         known = [step for step in steps if step is not None]
         group = "in every seed" if len(known) == len(steps) else "in some seeds" if known else "in no seed"
-        after = f" after {report_units.count(sum(known) / len(known))} steps" if known else ""
+        after = f" after {units.count(sum(known) / len(known))} steps" if known else ""
         groups[group].append(f"{code(label)}{after}")
     said = [f"{group} by {listing(labels)}" for group, labels in groups.items() if labels]
     return f"Solved {'; '.join(said)}." if said else ""
 
 
 def _named(stand: Standing, labels: Iterable[str]) -> str:
-    return listing(f"{code(label)}{TIED}{report_units.plus_minus(stand.scores[label])}" for label in labels)
+    return listing(f"{code(label)}{TIED}{units.plus_minus(stand.scores[label])}" for label in labels)
 
 
 def _left_out(stand: Standing) -> str:
@@ -146,7 +147,7 @@ def cheapest(contest: Contest) -> str:
     if contest.refusal or len(costs) < 2:
         return ""
     said = []
-    for names, choose, text in ((RATES, max, _tokens), (SIZES, min, report_units.size)):
+    for names, choose, text in ((RATES, max, _tokens), (SIZES, min, units.size)):
         for name, title in names.items():
             known = {label: cost for label, entry in costs.items() if (cost := expense(entry, name)) is not None}
             if len(known) > 1:
@@ -159,7 +160,7 @@ def cheapest(contest: Contest) -> str:
 
 
 def _tokens(value: float) -> str:
-    return f"{report_units.short(value)}{TIED}tokens/s"
+    return f"{units.short(value)}{TIED}tokens/s"
 
 
 def terms(study: Study) -> list[str]:
@@ -170,12 +171,12 @@ def terms(study: Study) -> list[str]:
 def _learning_rates(study: Study) -> str:
     experiment = study.experiment
     if experiment.lr_grid:
-        grid = ", ".join(map(report_units.rate, experiment.lr_grid))
+        grid = ", ".join(map(units.rate, experiment.lr_grid))
         return f"**Learning rates were selected** on validation with seed 0, per architecture and task, from {grid}."
     if experiment.lr is not None:
-        return f"**One learning rate for all**, {report_units.rate(experiment.lr)}, not selected."
+        return f"**One learning rate for all**, {units.rate(experiment.lr)}, not selected."
     found = dict.fromkeys((label, lr) for contest in study.contests for label, lr in contest.rates.items())
-    declared = listing(f"{code(label)}{TIED}{report_units.rate(lr)}" for label, lr in found)
+    declared = listing(f"{code(label)}{TIED}{units.rate(lr)}" for label, lr in found)
     return f"**One declared learning rate per architecture, not selected**{': ' if found else ''}{declared}."
 
 
@@ -183,12 +184,12 @@ def _budget(study: Study) -> str:
     budget = study.experiment.budget
     if budget.by == "none":
         return "**No common budget**: sizes are as configured, so quality is not compared at equal size."
-    amount = BUDGETS[budget.by].format(report_units.count(budget.value))
+    amount = BUDGETS[budget.by].format(units.count(budget.value))
     known = [row.number("matching", "deviation") for row in study.matching.values()]
     deviations = [deviation for deviation in known if deviation is not None]
     if not deviations:
         return f"**Budget**: {amount}."
-    least, most = report_units.percent(min(deviations)), report_units.percent(max(deviations))
+    least, most = units.percent(min(deviations)), units.percent(max(deviations))
     span = least if least == most else f"{least} to {most}"
     return f"**Budget**: {amount}; the architectures deviate from it by {span}."
 
@@ -200,7 +201,7 @@ def _training(study: Study) -> list[str]:
         if train:
             solved = ", fewer when solved" if train.get("stop_when_solved") and contest.solvable else ""
             sentence = (
-                f"{report_units.count(train.get('steps'))} steps of {train.get('batch_size')} examples{solved}, "
+                f"{units.count(train.get('steps'))} steps of {train.get('batch_size')} examples{solved}, "
                 f"{plural(contest.seeds, 'seed')}"
             )
             said.setdefault(sentence, []).append(code(contest.task))
@@ -215,7 +216,7 @@ def _notes(study: Study) -> list[str]:
         for entry in contest.trains
         for note in entry.get("data", "notes") or []
     )
-    return [f"**Data** of {code(task)}: {report_units.text(note)}." for task, note in found]
+    return [f"**Data** of {code(task)}: {units.text(note)}." for task, note in found]
 
 
 def _cells(study: Study) -> str:

@@ -10,15 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from experiments import report_style, report_units
-from experiments.report_records import Entry
-from experiments.report_stats import growth
-from experiments.report_study import Contest
-from experiments.report_style import Look
+from experiments.report import style, units
+from experiments.report.costs import GROWING, expense, points
+from experiments.report.stats import growth
+from experiments.report.study import Contest
+from experiments.report.style import Look
 
 Looks = Mapping[str, Look]
 
-GROWING = {"state_bytes": "state per sequence", "activation_bytes": "kept for the backward pass"}
 COSTS = {
     "train_tokens_per_second": "training tokens/s",
     "decode_tokens_per_second": "generated tokens/s",
@@ -33,8 +32,8 @@ def memory(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     shown = [contest for contest in contests if any(points(entry, "state_bytes") for entry in contest.costs.values())]
     if not shown:
         return None
-    width = report_style.across(len(shown))
-    figure, grid = report_style.panels(len(GROWING), len(shown), width, 2.7, sharey="row")
+    width = style.across(len(shown))
+    figure, grid = style.panels(len(GROWING), len(shown), width, 2.7, sharey="row")
     labels = {label: looks[label] for label in looks if any(label in contest.costs for contest in shown)}
     for row, (name, title) in zip(grid, GROWING.items(), strict=True):
         for axes, contest in zip(row, shown, strict=True):
@@ -48,7 +47,7 @@ def memory(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     for row, name in zip(grid, GROWING, strict=True):
         for axes, contest in zip(row, shown, strict=True):
             _name_exponents(axes, contest, name, looks, 72 / figure.dpi)
-    report_style.legend(figure, labels)
+    style.legend(figure, labels)
     return figure
 
 
@@ -63,15 +62,15 @@ def _growth_panel(axes: Axes, contest: Contest, name: str, looks: Looks) -> None
         contexts, sizes = {context for context, _ in known}, [size for _, size in known]
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(min(contexts) / 1.15, max(contexts) * 1.75)
-    report_style.log_ticks(axes.xaxis, sorted(contexts), report_units.tokens)
-    report_style.log_ticks(axes.yaxis, report_style.powers(sizes, 2), report_units.size)
+    style.log_ticks(axes.xaxis, sorted(contexts), units.tokens)
+    style.log_ticks(axes.yaxis, style.powers(sizes, 2), units.size)
 
 
 def _name_exponents(axes: Axes, contest: Contest, name: str, looks: Looks, points_per_pixel: float) -> None:
     """`L^1.0` at the end of each line, none above another."""
     ends = {label: known for label, entry in contest.costs.items() if len(known := points(entry, name)) > 1}
     heights = [axes.transData.transform(known[-1])[1] * points_per_pixel for known in ends.values()]
-    for (label, known), before, after in zip(ends.items(), heights, report_style.spread(heights, 9), strict=True):
+    for (label, known), before, after in zip(ends.items(), heights, style.spread(heights, 9), strict=True):
         axes.annotate(
             f"$L^{{{growth(known):.1f}}}$",
             known[-1],
@@ -83,26 +82,19 @@ def _name_exponents(axes: Axes, contest: Contest, name: str, looks: Looks, point
         )
 
 
-def points(entry: Entry, name: str) -> list[tuple[float, float]]:
-    """(context, bytes) of a measurement, by context; what is not known or not positive is left out."""
-    rows = [Entry({"cost": row}, None) for row in entry.get("cost", "contexts") or []]
-    pairs = [(row.number("cost", "context"), row.number("cost", name)) for row in rows]
-    return sorted((context, size) for context, size in pairs if context and size and size > 0)
-
-
 def tradeoff(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     """The score at trained lengths against each cost; hollow where a slow fallback ran."""
     shown = [contest for contest in contests if contest.runs.keys() & contest.costs.keys()]
     if not shown:
         return None
-    figure, grid = report_style.panels(len(shown), len(COSTS), report_style.across(len(COSTS)), 2.4, sharey="row")
+    figure, grid = style.panels(len(shown), len(COSTS), style.across(len(COSTS)), 2.4, sharey="row")
     for row, contest in zip(grid, shown, strict=True):
         for axes, name in zip(row, COSTS, strict=True):
             _scatter(axes, contest, name, looks)
             axes.set_xlabel(COSTS[name])
-        row[0].set_ylabel(report_units.axis_name(contest.metric))
+        row[0].set_ylabel(units.axis_name(contest.metric))
         row[0].set_title(contest.task)
-    report_style.legend(figure, {label: looks[label] for label in looks if any(label in c.costs for c in shown)})
+    style.legend(figure, {label: looks[label] for label in looks if any(label in c.costs for c in shown)})
     return figure
 
 
@@ -112,23 +104,16 @@ def _scatter(axes: Axes, contest: Contest, name: str, looks: Looks) -> None:
         cost = expense(contest.costs[label], name) if label in contest.costs else None
         if cost:
             found.append(cost)
-            style = looks[label].hollow if contest.costs[label].fallback else looks[label].point
-            axes.plot([cost], [np.mean(list(scores.values()))], **{**style, "markersize": 8})
-    bounds = report_units.metric(contest.metric).bounds
+            marker = looks[label].hollow if contest.costs[label].fallback else looks[label].point
+            axes.plot([cost], [np.mean(list(scores.values()))], **{**marker, "markersize": 8})
+    bounds = units.metric(contest.metric).bounds
     if bounds:
         axes.set_ylim(bounds[0] - 0.03, bounds[1] + 0.06)
     if found:
         binary = name == "state_bytes"
-        ticks = report_style.powers(found, 2) if binary else report_style.decades(found)
-        report_style.log_ticks(axes.xaxis, ticks, report_units.size if binary else report_units.brief)
+        ticks = style.powers(found, 2) if binary else style.decades(found)
+        style.log_ticks(axes.xaxis, ticks, units.size if binary else units.brief)
         axes.set_xlim(min(ticks) * 0.85, max(ticks) * 1.2)
-
-
-def expense(entry: Entry, name: str) -> float | None:
-    """A cost as one number: the median of those that were timed."""
-    return (
-        entry.number("cost", name) if entry.number("cost", name) is not None else entry.number("cost", name, "median")
-    )
 
 
 def alignment(contests: Sequence[Contest], looks: Looks) -> Figure | None:
@@ -137,8 +122,8 @@ def alignment(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     if not shown:
         return None
     columns = max(map(len, shown.values()))
-    width = report_style.across(max(columns, 3))
-    figure, grid = report_style.panels(len(shown), columns, width, 0.8 * width)
+    width = style.across(max(columns, 3))
+    figure, grid = style.panels(len(shown), columns, width, 0.8 * width)
     for row, (task, found) in zip(grid, shown.items(), strict=True):
         for axes, (label, data) in zip(row, found.items(), strict=False):
             _heat(axes, data, looks[label].colour)
@@ -161,7 +146,7 @@ def _alignments(contest: Contest) -> dict[str, dict[str, Any]]:
 
 
 def _heat(axes: Axes, data: Mapping[str, Any], colour: str) -> None:
-    shades = LinearSegmentedColormap.from_list("attention", [report_style.PAPER, colour])
+    shades = LinearSegmentedColormap.from_list("attention", [style.PAPER, colour])
     weights = np.array(data["weights"], dtype=float)
     axes.imshow(weights, vmin=0, vmax=1, cmap=shades, aspect="auto", interpolation="nearest")
     axes.spines[:].set(visible=True, linewidth=0.6)

@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments import figures_cost, figures_quality, report_style
-from experiments.report_study import Contest, Study
-from experiments.report_style import Look
+from experiments.report import figures_cost, figures_quality, style
+from experiments.report.study import Contest, Study
+from experiments.report.style import Look
 
 FIGURES: dict[str, Callable[[Sequence[Contest], Mapping[str, Look]], Figure | None]] = {
     "quality": figures_quality.quality,
@@ -30,9 +30,9 @@ FIGURES: dict[str, Callable[[Sequence[Contest], Mapping[str, Look]], Figure | No
 
 def draw(study: Study) -> dict[str, Figure]:
     """Every figure that the records allow, by name, in the order of the report."""
-    looks = report_style.looks(study.archs)
+    looks = style.looks(study.archs)
     contests = [contest for contest in study.contests if contest.refusal is None]
-    with mpl.rc_context(report_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         figures = {name: figure(contests, looks) for name, figure in FIGURES.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -43,7 +43,7 @@ def save(figures: Mapping[str, Figure], folder: Path) -> None:
     for name in FIGURES.keys() - figures.keys():
         for suffix in (".png", ".svg"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
-    with mpl.rc_context(report_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
             # The layout is settled now; finding it takes most of the time.

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments import report_style, report_units
-from experiments.report_records import Entry
-from experiments.report_stats import interval
-from experiments.report_study import Contest
-from experiments.report_style import FAINT, INK, PAPER, Look
+from experiments.report import style, units
+from experiments.report.records import Entry
+from experiments.report.stats import interval
+from experiments.report.study import Contest
+from experiments.report.style import FAINT, INK, PAPER, Look
 
 Looks = Mapping[str, Look]
 
@@ -33,10 +33,10 @@ def quality(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     if not shown:
         return None
     labels = [label for label in looks if any(label in contest.runs for contest in shown)]
-    rows, columns = report_style.wrap(len(shown))
+    rows, columns = style.wrap(len(shown))
     height = 0.75 + 0.42 * len(labels)
-    figure, grid = report_style.panels(rows, columns, report_style.across(columns), height, sharey=True)
-    for axes, contest in report_style.each(grid, shown):
+    figure, grid = style.panels(rows, columns, style.across(columns), height, sharey=True)
+    for axes, contest in style.each(grid, shown):
         _forest(axes, contest, labels, looks)
     beyond = Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor=PAPER)
     within = Line2D([], [], color=INK, marker="o", linestyle="none")
@@ -54,14 +54,14 @@ def _forest(axes: Axes, contest: Contest, labels: Sequence[str], looks: Looks) -
     for lengths, shift, hollow in groups:
         for label, scores in contest.scores(contest.metric, lengths).items():
             _estimate(axes, list(scores.values()), places[label] + shift, looks[label], hollow)
-    bounds = report_units.metric(contest.metric).bounds
+    bounds = units.metric(contest.metric).bounds
     if bounds:
         axes.set_xlim(bounds[0] - 0.04, bounds[1] * BOUND)
     axes.set_yticks(list(places.values()), labels)
     axes.set_ylim(-len(labels) + 0.45, 0.55)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set(title=contest.task, xlabel=report_units.axis_name(contest.metric))
+    axes.set(title=contest.task, xlabel=units.axis_name(contest.metric))
 
 
 def _estimate(axes: Axes, values: list[float], place: float, look: Look, hollow: bool) -> None:
@@ -70,8 +70,8 @@ def _estimate(axes: Axes, values: list[float], place: float, look: Look, hollow:
     if found.half is not None:
         axes.plot([found.mean - found.half, found.mean + found.half], [place, place], color=look.colour, linewidth=2)
     axes.plot(values, [place] * len(values), "|", color=look.colour, markersize=7, markeredgewidth=1)
-    style = look.hollow if hollow else look.point
-    axes.plot([found.mean], [place], **{**style, "markersize": 7})
+    marker = look.hollow if hollow else look.point
+    axes.plot([found.mean], [place], **{**marker, "markersize": 7})
 
 
 def learning(contests: Sequence[Contest], looks: Looks) -> Figure | None:
@@ -87,8 +87,8 @@ def _learning_panel(axes: Axes, contest: Contest, looks: Looks) -> set[str]:
             tokens, scores = _aligned(curves)
             _band(axes, tokens, scores, looks[label], mark=len(tokens) - 1)
             drawn.add(label)
-    axes.set(xlabel="training tokens (source + target)", ylabel=report_units.axis_name(contest.metric))
-    report_style.few_ticks(axes.xaxis, report_units.brief)
+    axes.set(xlabel="training tokens (source + target)", ylabel=units.axis_name(contest.metric))
+    style.few_ticks(axes.xaxis, units.brief)
     return drawn
 
 
@@ -133,9 +133,9 @@ def _length_panel(axes: Axes, contest: Contest, looks: Looks) -> set[str]:
         if not np.isnan(known).all():
             _band(axes, np.array(contest.lengths), known, looks[label])
             drawn.add(label)
-    axes.set(xlabel="length", ylabel=report_units.axis_name(contest.metric))
+    axes.set(xlabel="length", ylabel=units.axis_name(contest.metric))
     if contest.lengths[-1] > 8 * max(contest.lengths[0], 1):
-        report_style.log_ticks(axes.xaxis, contest.lengths, report_units.tokens)
+        style.log_ticks(axes.xaxis, contest.lengths, units.tokens)
     else:
         axes.set_xticks(contest.lengths)
     return drawn
@@ -151,16 +151,16 @@ def _lines(
     shown = [contest for contest in contests if contest.runs]
     if not shown:
         return None
-    rows, columns = report_style.wrap(len(shown))
-    figure, grid = report_style.panels(rows, columns, report_style.across(columns), 2.7)
+    rows, columns = style.wrap(len(shown))
+    figure, grid = style.panels(rows, columns, style.across(columns), 2.7)
     drawn: set[str] = set()
-    for axes, contest in report_style.each(grid, shown):
+    for axes, contest in style.each(grid, shown):
         drawn |= panel(axes, contest, looks)
-        bounds = report_units.metric(contest.metric).bounds
+        bounds = units.metric(contest.metric).bounds
         if bounds:
             axes.set_ylim(bounds[0] - 0.02, bounds[1] * BOUND)
         axes.set_title(contest.task)
-    report_style.legend(figure, {label: looks[label] for label in looks if label in drawn}, extra)
+    style.legend(figure, {label: looks[label] for label in looks if label in drawn}, extra)
     return figure if drawn else None
 
 
@@ -184,6 +184,6 @@ def _rates_panel(axes: Axes, contest: Contest, looks: Looks) -> set[str]:
         if chosen in scored:
             axes.plot([chosen], [scored[chosen]], "o", color=looks[label].colour, markersize=12, fillstyle="none")
     known = {lr for scored in contest.tried.values() for lr in scored}
-    report_style.log_ticks(axes.xaxis, sorted(known), report_units.rate)
-    axes.set(xlabel="learning rate", ylabel=f"validation {report_units.axis_name(contest.metric)}")
+    style.log_ticks(axes.xaxis, sorted(known), units.rate)
+    axes.set(xlabel="learning rate", ylabel=f"validation {units.axis_name(contest.metric)}")
     return set(contest.tried)

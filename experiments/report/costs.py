@@ -1,0 +1,22 @@
+"""What a record says of cost, as numbers."""
+
+from __future__ import annotations
+
+from experiments.report.records import Entry
+
+GROWING = {"state_bytes": "state per sequence", "activation_bytes": "kept for the backward pass"}
+"""What is measured at several contexts, and what it is called."""
+
+
+def points(entry: Entry, name: str) -> list[tuple[float, float]]:
+    """(context, bytes) of a measurement, by context; what is not known or not positive is left out."""
+    rows = [Entry({"cost": row}, None) for row in entry.get("cost", "contexts") or []]
+    pairs = [(row.number("cost", "context"), row.number("cost", name)) for row in rows]
+    return sorted((context, size) for context, size in pairs if context and size and size > 0)
+
+
+def expense(entry: Entry, name: str) -> float | None:
+    """A cost as one number: the median of those that were timed."""
+    return (
+        entry.number("cost", name) if entry.number("cost", name) is not None else entry.number("cost", name, "median")
+    )
