@@ -97,7 +97,8 @@ def test_a_peak_that_is_gone_is_still_seen() -> None:
         torch.ones(2**24).sum()  # 64 MiB
     seen = peak()
     assert seen is not None
-    assert 2**26 <= seen < 2**26 + 2**23
+    # Linux counts resident pages in batches per thread: a little less may be seen.
+    assert 2**26 - 2**20 <= seen < 2**26 + 2**23
 
 
 def test_no_peak_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
