@@ -136,18 +136,24 @@ class Training(IterableDataset[Batch]):
             yield batch(self.data.task, self.data.seed, "train", index, share)
 
 
+EVALUATED = 8
+"""How many times the elements of the largest training batch an evaluation batch holds: no gradients are kept there."""
+
+
 class Evaluation(Dataset[Batch]):
     """The first `examples` examples of one length, in batches; the last one may be smaller."""
 
     def __init__(self, data: DataModule, split: Split, length: int, examples: int) -> None:
         self.data, self.split, self.length, self.examples = data, split, length, examples
+        room = EVALUATED * data.batch_size * data.task.train_lengths[1] // max(1, length)
+        self.batch_size = min(max(1, room), BLOCK)
 
     def __len__(self) -> int:
-        return -(-self.examples // self.data.batch_size)
+        return -(-self.examples // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        start = index * self.data.batch_size
-        stop = min(start + self.data.batch_size, self.examples)
+        start = index * self.batch_size
+        stop = min(start + self.batch_size, self.examples)
         return collate(rows(self.data.task, self.data.seed, self.split, start, stop, self.length))
 
 

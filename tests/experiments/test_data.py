@@ -254,11 +254,11 @@ def test_ranks_share_one_batch():
 
 
 def test_evaluation_has_one_loader_per_test_length():
-    task = tasks.make("reverse", test_lengths=[8, 4, 40])
+    task = tasks.make("reverse", test_lengths=[8, 4, 128])
     loaders = module(task).val_dataloader()
-    assert [next(iter(loader)).source.ids.shape[1] for loader in loaders] == [8, 4, 40]
-    assert [len(made.labels) for made in loaders[0]] == [64, 36]
-    assert len(loaders[0]) == 2
+    assert [next(iter(loader)).source.ids.shape[1] for loader in loaders] == [8, 4, 128]
+    assert [len(loader) for loader in loaders] == [1, 1, 2]
+    assert [len(made.labels) for made in loaders[2]] == [64, 36]
     seen = torch.cat([made.source.ids for made in loaders[1]])
     assert np.array_equal(seen, data.block(task, 5, "validation", 0, 4).source[:100])
     assert next(iter(module(task).test_dataloader()[0])).labels.shape == (64, 9)
