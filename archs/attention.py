@@ -46,6 +46,11 @@ def source_mask(start: Tensor | None, columns: int) -> Tensor | None:
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """Causal attention of (B, Hq, T, E) over (B, H, K, E), Hq a multiple of H, with the mask of `causal_mask`."""
+    grouped = query.shape[1] != keys.shape[1]
+    if grouped and query.device.type == "cuda" and (mask is not None or query.dtype == torch.float32):
+        # No fused CUDA kernel takes groups there, and the unfused one holds the scores: repeated heads cost less.
+        groups = query.shape[1] // keys.shape[1]
+        keys, values, grouped = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), False
     return F.scaled_dot_product_attention(
         query,
         keys,
@@ -53,7 +58,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dro
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None and query.shape[2] > 1,
-        enable_gqa=query.shape[1] != keys.shape[1],
+        enable_gqa=grouped,
     )
 
 
@@ -64,6 +69,11 @@ def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tenso
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)
+
+
+def angle_dtype(device: torch.device) -> torch.dtype:
+    """What position angles are computed in: float64, exact at any context, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Lease:
@@ -153,4 +163,4 @@ def reserve(columns: Tensor, room: int) -> Tensor:
 
 def usable_room(room: int) -> int:
     """`room` where preallocation is allowed (under inference_mode), else 0."""
-    return room if torch.is_inference_mode_enabled() else 0
+    return room if room and torch.is_inference_mode_enabled() else 0

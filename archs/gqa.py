@@ -23,6 +23,7 @@ from archs.attention import (
     KeyValue,
     Lease,
     Slot,
+    angle_dtype,
     attend,
     attention_weights,
     causal_mask,
@@ -70,6 +71,15 @@ class Config:
             raise ValueError(
                 f"gqa: n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}; choose a divisor"
             )
+        if min(self.rope_theta, self.rope_factor) <= 0:
+            raise ValueError(
+                f"gqa: rope_theta and rope_factor must be positive, got {self.rope_theta} and {self.rope_factor}"
+            )
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ValueError(
+                f"gqa: rope_low_freq_factor must be below rope_high_freq_factor, got {self.rope_low_freq_factor} "
+                f"and {self.rope_high_freq_factor}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -89,9 +99,9 @@ class RotaryPositions(nn.Module):
         self.config = config
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """(head_dim / 2,) float64 radians per position, with Llama-3.1's scaling (Llama 3 report, section 3.4)."""
+        """(head_dim / 2,) radians per position, with Llama-3.1's scaling (Llama 3 report, section 3.4)."""
         c = self.config
-        exponents = torch.arange(0, c.head_dim, 2, device=device, dtype=torch.float64) / c.head_dim
+        exponents = torch.arange(0, c.head_dim, 2, device=device, dtype=angle_dtype(device)) / c.head_dim
         rates = c.rope_theta**-exponents
         if c.rope_factor == 1.0:
             return rates
@@ -110,7 +120,7 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (i, i + E/2) of heads (B, H, T, E) by its position's angle."""
     cos, sin = rotation
     first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
 def linear(inputs: int, outputs: int, layers: int = 1) -> nn.Linear:

@@ -11,8 +11,9 @@ State: the decoder's recurrent state, and with attention the encoded source and 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,10 +93,18 @@ def recurrent(config: Config, inputs: int, layers: int) -> nn.GRU | nn.LSTM:
     return rnn
 
 
+def recur(rnn: nn.GRU | nn.LSTM, inputs: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+    """The stack in its weights' own dtype: under CUDA autocast cuDNN's would be float16, whatever was asked for."""
+    device = inputs.device.type
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+        dtype = next(rnn.parameters()).dtype
+        return rnn(inputs.to(dtype), hidden)
+
+
 def run(rnn: nn.GRU | nn.LSTM, inputs: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
     """Top outputs (B, T, H) and the state after inputs (B, T, I)."""
-    stacked = tuple(part.transpose(0, 1).contiguous() for part in hidden)
-    outputs, after = rnn(inputs, stacked[0] if len(stacked) == 1 else stacked)
+    stacked = tuple(part.transpose(0, 1).to(next(rnn.parameters()).dtype).contiguous() for part in hidden)
+    outputs, after = recur(rnn, inputs, stacked[0] if len(stacked) == 1 else stacked)
     after = (after,) if isinstance(after, Tensor) else after
     return outputs, tuple(part.transpose(0, 1) for part in after)
 
@@ -118,8 +127,8 @@ class BidirectionalLayer(nn.Module):
 
     def forward(self, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, S, I) -> outputs (B, S, 2H), and the final states of both directions (B, 2H)."""
-        ahead = turn(self.forwards(turn(x, start))[0], None if start is None else -start)
-        back = self.backwards(x.flip(1))[0].flip(1)
+        ahead = turn(recur(self.forwards, turn(x, start))[0], None if start is None else -start)
+        back = recur(self.backwards, x.flip(1))[0].flip(1)
         first = back[:, 0] if start is None else back[torch.arange(len(back), device=back.device), start]
         return torch.cat([ahead, back], -1), torch.cat([ahead[:, -1], first], -1)
 

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from archs.attention import Cache, KeyValue, Lease, Slot, attend, attention_weights, source_mask, usable_room
+from archs.attention import (
+    Cache,
+    KeyValue,
+    Lease,
+    Slot,
+    angle_dtype,
+    attend,
+    attention_weights,
+    source_mask,
+    usable_room,
+)
 from archs.contract import Backbone, State, Tokens, check_config
 
 
@@ -74,7 +84,8 @@ class TransformerState(State):
 
 def sinusoids(positions: Tensor, width: int, wavelength: float, dtype: torch.dtype) -> Tensor:
     """Position encodings (..., D) of int64 positions (...): sines at even, cosines at odd features (section 3.5)."""
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width
+    device = positions.device
+    exponents = torch.arange(0, width, 2, device=device, dtype=angle_dtype(device)) / width
     angles = positions[..., None] * wavelength**-exponents
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(dtype)
 
@@ -229,12 +240,9 @@ class Transformer(Backbone[TransformerState]):
         x = self._embed(source.ids, source.positions)
         for layer in self.encoder:
             x = layer(x, mask)
-        memory = self.encoder_norm(x)
-        return TransformerState(
-            tuple(layer.cross.keys_values(memory) for layer in self._decoder_layers),
-            source.start,
-            self._cache(x, rows, room),
-        )
+        encoded = self.encoder_norm(x)
+        memory = tuple(layer.cross.keys_values(encoded) for layer in self._decoder_layers)
+        return TransformerState(memory, source.start, self._cache(memory[0][0], rows, room))
 
     def _cache(self, like: Tensor, rows: int, room: int) -> Cache:
         """An empty target cache with `room` columns."""

@@ -84,8 +84,9 @@ def batch(task: Task, seed: int, split: Split, index: int, size: int, length: in
 
 
 def fingerprint(task: Task, seed: int) -> str:
-    """Hash of the task's name, its configuration and the first four training blocks: equal means the same data."""
-    digest = hashlib.sha256(json.dumps([task.name, dataclasses.asdict(task)], sort_keys=True).encode())
+    """Hash of a task's name, configuration, provenance and first four training blocks: equal means the same data."""
+    described = [task.name, dataclasses.asdict(task), task.provenance()]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for index in range(4):
         for array in block(task, seed, "train", index):
             digest.update(repr(array.shape).encode())

@@ -111,10 +111,11 @@ def _named(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> s
 
 
 def _best(op: str, dtype: torch.dtype, device: torch.device) -> str:
+    modules = _modules(op)
     if dtype == torch.float64:
         return "reference"  # whoever asks for float64 wants the plain maths
     reasons: dict[str, str] = {}
-    for name, module in _modules(op).items():
+    for name, module in modules.items():
         reason = module.why_not(dtype, device)
         if reason is None:
             if module.FALLBACK:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +117,11 @@ def test_several_operations_and_backends_in_one_graph() -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(tensors), function(tensors))
     assert kernels.ran() == {"selective_scan": ["chunked", "cpu"], "causal_conv1d": ["cpu"]}
+
+
+@pytest.mark.parametrize("op", kernels.operations())
+def test_a_new_process_may_begin_in_float64(op: str) -> None:
+    """Nothing has been imported then: float64 goes to the reference without asking any other backend."""
+    code = f"import kernels, torch; from kernels import dispatch; dispatch._choose({op!r}, 'auto', torch.float64, "
+    code += f"torch.device('cpu')); assert dispatch._functions[{op!r}]['reference']"
+    subprocess.run([sys.executable, "-c", code], check=True)
