@@ -92,14 +92,18 @@ class Config:
 
 
 class RotaryPositions(nn.Module):
-    """Rotary position embedding (Su et al. 2021, section 3.2.2), halves paired as in LLaMA's released weights."""
+    """Rotary position embedding (Su et al. 2021, section 3.2.2).
+
+    Feature i is paired with i + head_dim / 2, as in GPT-NeoX and Hugging Face's LLaMA; Meta's LLaMA pairs neighbours,
+    which is the same model with the rows of the projections in another order.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """(head_dim / 2,) radians per position, with Llama-3.1's scaling (Llama 3 report, section 3.4)."""
+        """(head_dim / 2,) radians per position, scaled as Meta's released Llama 3.1 does."""
         c = self.config
         exponents = torch.arange(0, c.head_dim, 2, device=device, dtype=angle_dtype(device)) / c.head_dim
         rates = c.rope_theta**-exponents

@@ -104,7 +104,7 @@ class Selection(nn.Module):
             self.C = nn.Parameter(torch.randn(channels, config.d_state))
 
     def _initial_dt_bias(self) -> Tensor:
-        """(channels,) inverse softplus of dt, log-uniform in [dt_min, dt_max] (section 3.6)."""
+        """(channels,) inverse softplus of dt in [dt_min, dt_max] (section 3.6), log-uniform as in the released code."""
         low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
         dt = torch.exp(low + (high - low) * torch.rand(self.config.channels)).clamp(min=1e-4)
         return dt + torch.log(-torch.expm1(-dt))
