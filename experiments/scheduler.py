@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import ModuleType
@@ -134,7 +135,7 @@ class Scheduler:
         self.book.status_path(cell.key).unlink(missing_ok=True)
         before = _identity(self.book, cell)
         with _nothing_to_import():
-            context.set_forkserver_preload(_PRELOADED)
+            _ensure_fork_server()
             process.start()
         self.jobs[cell.key] = Job(cell, process, slot, before)
         self.board.started(cell)
@@ -220,6 +221,21 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _ensure_fork_server() -> None:
+    """Start the fork server where none runs, deaf to Ctrl-C from its first moment.
+
+    It ignores Ctrl-C itself, but only after it has loaded torch, which takes seconds; it inherits the mask at once.
+    """
+    forkserver.set_forkserver_preload(_PRELOADED)
+    # The tracker unblocks Ctrl-C when it starts, so it goes first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -247,6 +247,29 @@ def test_ctrl_c_stops_the_children_and_records_nothing_of_them(
     assert (book.folder / "imported").read_text() == "x"
 
 
+def test_ctrl_c_while_the_fork_server_loads_ends_the_run_quietly(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the whole group, and the fork server spends seconds on importing torch."""
+    book = Ledger(tmp_path / "run")
+    book.cells.mkdir(parents=True)
+    (book.folder / "experiment.yaml").write_text("name: x\n")
+    mark = tmp_path / "loading"
+    (tmp_path / "slow_import.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(mark)!r}).touch()\ntime.sleep(2)\n"
+    )
+    (tmp_path / "script.py").write_text(PARENT.replace("_PRELOADED = []", "_PRELOADED = ['slow_import']"))
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(book.folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1], tmp_path)))},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_until(mark.exists)
+        os.killpg(process.pid, signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (130, "")
+
+
 def test_ctrl_c_however_often_only_sets_the_event() -> None:
     with scheduler.deferred_interrupt() as interrupted:
         for _ in range(3):
