@@ -109,6 +109,9 @@ class Machine:
 
     jobs: int
     gpus: tuple[str, ...]
+    """Those of each job, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
+    devices: int
+    """Processes that one cell trains with."""
     memory: str
 
     @classmethod
@@ -117,11 +120,10 @@ class Machine:
         resources.memory_limit(experiment.memory_limit, 1)
         if jobs is not None and jobs < 1:
             raise UserError(f"jobs must be at least 1, got {jobs}")
-        gpus = resources.visible_gpus(experiment.train.accelerator)
-        own = tuple(gpus) if experiment.train.devices == 1 else ()
-        # A cell that takes several GPUs leaves none for another.
-        default = resources.default_jobs(len(gpus)) if experiment.train.devices == 1 else 1
-        return cls(jobs or default, own, experiment.memory_limit)
+        train = experiment.train
+        gpus = resources.groups(resources.visible_gpus(train.accelerator), train.devices)
+        default = len(gpus) or resources.default_jobs(train.devices)
+        return cls(jobs or default, gpus, train.devices, experiment.memory_limit)
 
     def limits(self, jobs: int, timeout: float) -> Limits:
         """Of each cell, with so many at a time."""
@@ -131,7 +133,7 @@ class Machine:
             jobs=jobs,
             threads=max(1, resources.cores() // jobs),
             timeout=timeout,
-            memory=resources.memory_limit(self.memory, jobs) if limited else None,
+            memory=resources.memory_limit(self.memory, jobs * self.devices) if limited else None,
             gpus=self.gpus,
         )
 

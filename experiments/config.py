@@ -37,7 +37,7 @@ class Train:
     precision: Literal["32", "bf16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
     val_every: int = 100
     """Steps between validations."""
     val_examples: int = 256
@@ -95,7 +95,7 @@ class Experiment:
     timeout: float = 3600.0
     """Seconds after which a cell ends as `timeout`."""
     memory_limit: str = "auto"
-    """Per cell, such as 4GiB; auto = 80 % of what is free, divided by the jobs (on GPUs none); none = no limit."""
+    """Per process, such as 4GiB; auto = 80 % of what is free, shared by all (on GPUs none); none = no limit."""
     keep_checkpoints: bool = False
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("archlab", "torch", "lightning", "torchmetrics", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 """Whose versions are recorded, where installed."""
 TRAINING = (
-    "callbacks", "checkpoint", "data", "loss", "measure", "metrics", "module", "ranks", "training", "worker",
+    "callbacks", "checkpoint", "data", "endings", "loss", "measure", "metrics", "module", "ranks", "training", "worker",
 )  # fmt: skip
 """The files of experiments/ that decide what a record holds; the others only plan, show or tell."""
 FOLLOWED = ("archs", "experiments/tasks")

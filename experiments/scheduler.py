@@ -23,7 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from types import ModuleType
 from typing import Any, Protocol
 
-from experiments import ledger, provenance
+from experiments import endings, ledger, provenance
 from experiments.cell import Cell
 from experiments.ledger import Ledger
 
@@ -60,7 +60,7 @@ class Limits:
     memory: int | None = None
     """Bytes of private memory; None = no limit."""
     gpus: tuple[str, ...] = ()
-    """One for each job in turn; none = every cell sees all that there are."""
+    """What CUDA_VISIBLE_DEVICES is for each job in turn; none = every cell sees all that there are."""
 
 
 @dataclass
@@ -193,9 +193,11 @@ class Scheduler:
         if code == -signal.SIGKILL:
             return "oom", f"killed by the system{reached}, as it does when memory runs short"
         words = self.book.last_words(job.cell.key) or "nothing in its log"
+        # C++ and OpenMP end the process themselves where memory runs out.
+        status = "oom" if endings.says_out_of_memory(words) else "failed"
         if code is not None and code < 0:
-            return "failed", f"its process was ended by {signal.Signals(-code).name}{reached}: {words}"
-        return "failed", f"its process ended with status {code} and no record{reached}: {words}"
+            return status, f"its process was ended by {signal.Signals(-code).name}{reached}: {words}"
+        return status, f"its process ended with status {code} and no record{reached}: {words}"
 
     def _stop(self) -> None:
         """End what still runs, unrecorded: it continues another time."""
@@ -249,12 +251,12 @@ def _nothing_to_import() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _live(gpu: str | None, work: Work, *arguments: Any, **options: Any) -> None:
-    """The child: do the work on one GPU, deaf to Ctrl-C, for as long as the parent lives."""
+def _live(gpus: str | None, work: Work, *arguments: Any, **options: Any) -> None:
+    """The child: do the work on its GPUs, deaf to Ctrl-C, for as long as the parent lives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     work(*arguments, **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -16,14 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments import ledger, provenance
+from experiments import endings, ledger, provenance
 from experiments.cell import Cell
-from experiments.errors import UserError
 
 STATUS_EVERY = 0.5
 """Seconds between two versions of the status file."""
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "can't start new thread")
-"""What torch's CPU allocator, CUDA, C++ and Python's threads say of it in a plain RuntimeError."""
 
 
 def work(
@@ -68,7 +64,8 @@ def limited(memory_limit: int | None) -> Iterator[None]:
     """Within, private memory beyond the limit cannot be allocated; writing the record afterwards is free again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if memory_limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, hard))
+        allowed = memory_limit if hard == resource.RLIM_INFINITY else min(memory_limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
     try:
         yield
     finally:
@@ -112,7 +109,7 @@ def run(cell: Cell, folder: Path, threads: int, report: Callable[[dict[str, Any]
         traceback.print_exc()
         # What the failed calls held is free again: the record needs a little memory itself.
         traceback.clear_frames(error.__traceback__)
-        record |= classify(error)
+        record |= endings.classify(error)
     return record | {
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -147,31 +144,3 @@ def _compute(cell: Cell, folder: Path, report: Callable[[dict[str, Any]], None])
     from experiments import measure, training
 
     return training.train(cell, folder, report) if cell.kind == "train" else measure.measure(cell, report)
-
-
-def classify(error: Exception) -> dict[str, Any]:
-    """Status and reason of a cell that ended with an exception, and what it had reached."""
-    from experiments.callbacks import Diverged
-
-    if isinstance(error, Diverged):
-        return {"status": "nan", "reason": str(error), "quality": error.quality}
-    if is_out_of_memory(error):
-        return {"status": "oom", "reason": f"out of memory: {_first_line(error)}"}
-    if isinstance(error, UserError):
-        return {"status": "failed", "reason": str(error)}
-    return {"status": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on whichever device and whoever noticed."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")

@@ -77,6 +77,13 @@ def allocate(cell: Cell, cells: Path) -> None:
     _ = bytearray(2**28)
 
 
+def abort(cell: Cell, cells: Path) -> None:
+    """What C++ does where memory runs out in a thread of its own."""
+    words = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
+    (cells / f"{cell.key}.log").write_text(words)
+    os.abort()
+
+
 def crash(cell: Cell, cells: Path) -> None:
     """An access that no process survives."""
     ctypes.string_at(0)
@@ -87,6 +94,7 @@ ACTS: dict[str, Any] = {
     "sleep": sleep,
     "nap": nap,
     "allocate": allocate,
+    "abort": abort,
     "crash": crash,
     "killed": lambda cell, cells: os.kill(os.getpid(), signal.SIGKILL),
     "raise": lambda cell, cells: sys.exit("no record"),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import experiments
-from experiments import compare, config, ledger, report, scheduler, tensorboard
+from experiments import compare, config, ledger, report, resources, scheduler, tensorboard
 from experiments.errors import UserError
 from experiments.ledger import Ledger
 
@@ -101,6 +101,34 @@ def test_training_cells_share_the_cores_and_cost_cells_have_them_all(run: Run, m
     asked = {record["kind"]: record["asked"] for record in run.records.values()}
     assert asked["train"] == {"threads": 3, "memory_limit": 2**30, "keep_checkpoint": True}
     assert asked["cost"]["threads"] == 6
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, gpus: list[str], jobs: int | None = None, **train: Any) -> compare.Machine:
+    """What the cells of an experiment get on a machine of 8 cores and 10 GiB with these GPUs."""
+    monkeypatch.setattr(resources, "cores", lambda: 8)
+    monkeypatch.setattr(resources, "free_memory", lambda: 10 * 2**30)
+    monkeypatch.setattr(resources, "visible_gpus", lambda accelerator: gpus)
+    return compare.Machine.of(config.load(None, {"train": train}), jobs)
+
+
+def test_cells_of_several_processes_share_memory_and_cores_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = machine(monkeypatch, [], devices=2)
+    assert shared.jobs == 2
+    limits = shared.limits(2, 60)
+    assert (limits.threads, limits.memory, limits.gpus) == (4, 2 * 2**30, ())
+
+
+def test_cells_of_several_gpus_have_them_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = machine(monkeypatch, ["0", "1", "2", "3"], devices=2)
+    limits = shared.limits(shared.jobs, 60)
+    assert (limits.jobs, limits.gpus) == (2, ("0,1", "2,3"))
+    assert limits.memory is None, "CUDA reserves more address space than it uses"
+
+
+def test_a_cell_per_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine(monkeypatch, ["0", "1", "2"]).jobs == 3
+    assert machine(monkeypatch, ["0"], jobs=2).jobs == 2
+    assert machine(monkeypatch, []).jobs == 5
 
 
 def test_how_the_budget_is_met_is_in_record_and_folder(run: Run) -> None:

@@ -9,9 +9,8 @@ import pytest
 from fake_workers import record
 from rich.console import Console
 
-from experiments import progress, resources
+from experiments import progress
 from experiments.cell import Cell
-from experiments.errors import UserError
 from experiments.progress import Clock, Display
 
 
@@ -94,48 +93,3 @@ def test_on_a_terminal_running_cells_have_bars() -> None:
     assert "gqa · reverse · seed 0" in out.getvalue()
     assert "train 1/2, loss 0.250" in out.getvalue()
     assert "0/2, time left unknown yet" in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"), [("none", None), ("4GiB", 4 * 2**30), ("1.5 MB", 1_500_000), ("2kib", 2048)]
-)
-def test_a_memory_limit_is_a_size(setting: str, expected: int | None) -> None:
-    assert resources.memory_limit(setting, 3) == expected
-
-
-@pytest.mark.parametrize("setting", ["", "4", "GiB", "-1GiB", "4 gigs"])
-def test_what_is_no_size_is_refused(setting: str) -> None:
-    with pytest.raises(UserError, match="memory_limit must be auto"):
-        resources.memory_limit(setting, 1)
-
-
-def test_by_default_jobs_share_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "free_memory", lambda: 10 * 2**30)
-    monkeypatch.setattr(resources, "cores", lambda: 16)
-    assert resources.memory_limit("auto", 4) == 2 * 2**30
-    assert resources.default_jobs(0) == 5
-    assert resources.default_jobs(3) == 3
-
-
-def test_a_container_limits_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
-    machine = resources.free_memory()
-    assert machine > 0
-    for name, text in {
-        "memory.max": "9000",
-        "memory.current": "5000",
-        "memory.stat": "anon 1\ninactive_file 700\n",
-    }.items():
-        (tmp_path / name).write_text(text)
-    assert resources.free_memory() == 4700
-    (tmp_path / "memory.max").write_text("max")
-    assert resources.free_memory() == pytest.approx(machine, rel=0.2)
-
-
-def test_gpus_are_named_as_the_user_named_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert resources.visible_gpus("auto") == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a1")
-    assert resources.visible_gpus("gpu") == ["4", "GPU-a1"]
-    assert resources.visible_gpus("cpu") == []

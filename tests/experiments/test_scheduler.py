@@ -84,6 +84,7 @@ def test_cells_that_end_well(book: Ledger) -> None:
     [
         ("killed", "oom", "killed by the system"),
         ("crash", "failed", "SIGSEGV: its last words"),
+        ("abort", "oom", "SIGABRT: what():  std::bad_alloc"),
         ("raise", "failed", "ended with status 1 and no record"),
         ("silent", "failed", "ended with status 0 and no record: its last words"),
         ("torn", "failed", "no record"),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from toy_cell import cell
 
 from experiments import worker
-from experiments.callbacks import Diverged
 from experiments.cell import Cell
-from experiments.errors import UserError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 BROKEN = """
@@ -126,33 +123,21 @@ def speak(log: Path) -> None:
     os.write(2, b"from below\n")
 
 
-def thrown(action: Any) -> Exception:
-    try:
-        action()
-    except Exception as error:
-        return error
-    raise AssertionError("nothing was raised")
+def test_a_limit_of_the_users_own_stays_in_force(tmp_path: Path) -> None:
+    """`ulimit -d` sets a hard limit, which no process may raise."""
+    process = CONTEXT.Process(target=limits_within, args=(2**33, tmp_path / "limits"))
+    process.start()
+    process.join(60)
+    assert json.loads((tmp_path / "limits").read_text()) == [2**30, 2**33]
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (thrown(lambda: torch.empty(2**55)), "oom"),
-        (MemoryError(), "oom"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom"),
-        (RuntimeError("can't start new thread"), "oom"),
-        (OSError(errno.ENOSPC, "No space left on device"), "failed"),
-        (RuntimeError("shapes do not match"), "failed"),
-        (UserError("expected a, got b"), "failed"),
-        (ValueError("memory"), "failed"),
-        (Diverged("the loss was nan"), "nan"),
-    ],
-)
-def test_every_ending_has_its_name(error: Exception, status: str) -> None:
-    ending = worker.classify(error)
-    assert ending["status"] == status
-    assert ending["reason"]
+def limits_within(hard: int, told: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    found = []
+    for limit in (2**30, 2**34):
+        with worker.limited(limit):
+            found.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+    told.write_text(json.dumps(found))
 
 
 def test_progress_is_written_at_most_twice_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
