@@ -8,12 +8,12 @@ archs.greedy(backbone, source, 32)               generation, the same for all
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from archs import registry
 
 if TYPE_CHECKING:
     from archs.contract import Backbone, State, StateConsumed, Tokens
@@ -40,41 +40,22 @@ def __getattr__(name: str) -> Any:
 
 def names() -> list[str]:
     """The architectures in this folder, sorted: the stems of the files that define `class Config`."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem for file in files if "\nclass Config" in file.read_text())
+    return registry.names(Path(__file__).parent)
 
 
 def load(spec: str) -> ModuleType:
     """The module of an architecture, by its name or by the path of a user's own file.
 
-    Raises ValueError for an unknown name, or a file without `class Config` and one Backbone.
+    Raises ValueError for an unknown name, or a file that is missing, does not import, or lacks `class Config` and one
+    Backbone.
     """
-    if not spec.endswith(".py"):
-        if spec not in names():
-            raise ValueError(f"unknown architecture {spec!r}: expected one of {', '.join(names())}, or a file NAME.py")
-        return importlib.import_module(f"archs.{spec}")
-    module = _load_file(Path(spec))
-    backbone_class(module)
-    return module
-
-
-def _load_file(path: Path) -> ModuleType:
-    name = f"archs_user_{path.stem}"
-    if not path.is_file():
-        raise ValueError(f"no architecture file at {path}: expected a Python file that defines Config and a Backbone")
-    if name in sys.modules and sys.modules[name].__file__ == str(path.resolve()):
-        return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path.resolve())
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    if spec.endswith(".py"):
+        module = registry.load_file(spec, "architecture")
+        backbone_class(module)
+        return module
+    if spec not in names():
+        raise ValueError(f"unknown architecture {spec!r}: expected one of {', '.join(names())}, or a file NAME.py")
+    return importlib.import_module(f"archs.{spec}")
 
 
 def backbone_class(module: ModuleType) -> type[Backbone]:

@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-PAD, BOS, EOS = 0, 1, 2
+from archs.registry import own_name
 
 
 class Tokens(NamedTuple):
@@ -49,7 +49,7 @@ def check_config(config: Any, *sizes: str) -> None:
 
     sizes: fields that must be at least 1, or None where their default is derived. Raises ValueError naming the field.
     """
-    name = type(config).__module__.removeprefix("archs.")
+    name = own_name(type(config).__module__)
     for size in ("d_model", "n_layers", *sizes):
         value = getattr(config, size)
         if value is not None and value < 1:

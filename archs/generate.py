@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from archs.contract import BOS, EOS, PAD, Backbone, Tokens
+from archs.contract import Backbone, Tokens
+from archs.ids import BOS, EOS, PAD
 
 
 def greedy(backbone: Backbone, source: Tokens, max_new_tokens: int, eos: int | None = EOS) -> Tensor:

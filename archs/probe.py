@@ -11,14 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from archs.contract import BOS, EOS, PAD, Backbone, Tokens
+from archs.contract import Backbone, Tokens
+from archs.ids import FIRST, PAD
 
 LENGTHS = (9, 5, 1)
 """Real tokens per row of the ragged source: no padding, some, and as much as there can be."""
 COLUMNS = 7
 """Target columns; neither the source's nor a part of it, so that no tensor is mistaken for another."""
-FIRST_ID = max(PAD, BOS, EOS) + 1
-"""The lowest id without a meaning of its own."""
 
 Complaints = Iterator[str]
 Rule = Callable[["Probe"], Complaints]
@@ -49,9 +48,9 @@ class Probe:
         """Copy the backbone as it stands and draw the inputs. Raises ValueError for a dtype or vocabulary too small."""
         if dtype not in (torch.float64, torch.float32):
             raise ValueError(f"verify_contract: expected dtype float64 or float32, got {dtype}; others are too coarse")
-        if backbone.readout.out_features < FIRST_ID + 2:
+        if backbone.readout.out_features < FIRST + 2:
             got = backbone.readout.out_features
-            raise ValueError(f"verify_contract: expected a vocabulary of at least {FIRST_ID + 2} ids, got {got}")
+            raise ValueError(f"verify_contract: expected a vocabulary of at least {FIRST + 2} ids, got {got}")
         copied = copy.deepcopy(backbone).to(dtype).eval().requires_grad_(True)
         return cls(copied, dtype, *_inputs(copied.readout))
 
@@ -79,7 +78,7 @@ class Probe:
 
     def other(self, ids: Tensor) -> Tensor:
         """Ids of the same shape, each a different ordinary one."""
-        return FIRST_ID + (ids - FIRST_ID + 1) % (self.backbone.readout.out_features - FIRST_ID)
+        return FIRST + (ids - FIRST + 1) % (self.backbone.readout.out_features - FIRST)
 
     def garbage(self, shape: tuple[int, ...]) -> Tensor:
         """Any ids at all, the special ones included."""
@@ -125,7 +124,7 @@ def _inputs(readout: nn.Linear) -> tuple[Tokens, Tokens, Tensor]:
     """The ragged source, the full source and the target, on the device of `readout`."""
     generator, device = torch.Generator().manual_seed(0), readout.weight.device
     shape = (len(LENGTHS), max(LENGTHS) + COLUMNS)
-    ids = torch.randint(FIRST_ID, readout.out_features, shape, generator=generator).to(device)
+    ids = torch.randint(FIRST, readout.out_features, shape, generator=generator).to(device)
     source, target = ids[:, : max(LENGTHS)], ids[:, max(LENGTHS) :].clone()
     mask = torch.arange(max(LENGTHS)) >= max(LENGTHS) - torch.tensor(LENGTHS)[:, None]
     mask = mask.to(device)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from archs.contract import BOS, Tokens
+from archs.contract import Tokens
+from archs.ids import BOS
 from archs.probe import COLUMNS, LENGTHS, Complaints, Probe, Rule, difference, register
 
 RULES: dict[str, Rule] = {}

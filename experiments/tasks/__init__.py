@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from archs import registry
 from experiments import strict
 from experiments.errors import UserError
-from experiments.tasks.contract import USER_PREFIX, Task
+from experiments.tasks.contract import Task
 
 __all__ = ["Task", "load", "make", "names"]
 
 
 def names() -> list[str]:
     """The tasks in this folder, sorted: the stems of the files that define `class Config`."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem for file in files if "\nclass Config" in file.read_text(encoding="utf-8"))
+    return registry.names(Path(__file__).parent)
 
 
 def load(spec: str) -> ModuleType:
@@ -35,7 +33,7 @@ def load(spec: str) -> ModuleType:
     Raises UserError for an unknown name, a file that is missing or does not run, or one without a usable Config.
     """
     if spec.endswith(".py"):
-        module = _load_file(Path(spec).expanduser().resolve())
+        module = _own_file(spec)
     elif spec in names():
         module = importlib.import_module(f"experiments.tasks.{spec}")
     else:
@@ -58,24 +56,11 @@ def make(spec: str, **config: Any) -> Task:
     return task
 
 
-def _load_file(path: Path) -> ModuleType:
-    """Import a user's file once."""
-    name = USER_PREFIX + path.stem.replace(".", "_")
-    if not path.is_file():
-        raise UserError(f"no task file at {path}: expected a Python file that defines class Config(Task)")
-    if name in sys.modules and sys.modules[name].__file__ == str(path):
-        return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
+def _own_file(spec: str) -> ModuleType:
     try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"task file {path} does not import: {type(error).__name__}: {error}") from error
-    return module
+        return registry.load_file(spec, "task")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check(module: ModuleType, spec: str) -> None:

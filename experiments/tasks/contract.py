@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-PAD, BOS, EOS = 0, 1, 2
-FIRST = 3
-"""The first id that is a task's own."""
-UNSCORED = -100
+from archs.ids import BOS, EOS, FIRST, PAD
+from archs.registry import own_name
 
-USER_PREFIX = "user_task_"
-"""Modules of users' own files are named with it, so that none shadows another."""
+__all__ = ["BOS", "EOS", "FIRST", "PAD", "UNSCORED", "Examples", "Split", "Task", "choose", "shifted"]
+
+UNSCORED = -100
 
 Split = Literal["train", "validation", "test"]
 
@@ -66,7 +65,7 @@ class Task(ABC):
     @property
     def name(self) -> str:
         """The task's name: that of its file."""
-        return type(self).__module__.rpartition(".")[2].removeprefix(USER_PREFIX)
+        return own_name(type(self).__module__)
 
     @property
     def longest(self) -> int:

@@ -11,7 +11,7 @@ from toys import Chain, ragged
 from variants import ONE_OF_EACH, VOCABULARY, build
 
 from archs import Tokens, beam, greedy, sample
-from archs.contract import BOS, EOS, PAD
+from archs.ids import BOS, EOS, PAD
 
 LENGTHS = (6, 1, 4, 2, 5)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import archs
-from archs import Backbone, Tokens
+from archs import Backbone, Tokens, registry
 
 OWN_FILE = '''
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def own_file(tmp_path):
 def test_names_are_the_files_that_define_a_config():
     assert archs.names() == sorted(archs.names())
     assert {"gqa", "mamba", "seq2seq", "transformer"} <= set(archs.names())
-    assert not {"attention", "contract", "generate", "verify", "__init__"} & set(archs.names())
+    assert not {"attention", "contract", "generate", "ids", "registry", "verify", "__init__"} & set(archs.names())
 
 
 @pytest.mark.parametrize("name", archs.names())
@@ -121,10 +121,37 @@ def test_a_file_without_a_backbone_is_refused(tmp_path):
 def test_a_broken_file_is_read_again_once_mended(tmp_path):
     path = tmp_path / "mended.py"
     path.write_text("raise RuntimeError('half written')\n")
-    with pytest.raises(RuntimeError, match="half written"):
+    with pytest.raises(ValueError, match=r"architecture file .*mended\.py does not import: RuntimeError: half written"):
         archs.load(str(path))
     path.write_text(OWN_FILE)
     assert archs.build(str(path), 8).readout.out_features == 8
+
+
+def test_an_interrupt_while_a_file_runs_is_no_mistake_of_the_file(tmp_path):
+    path = tmp_path / "interrupted.py"
+    path.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        archs.load(str(path))
+    path.write_text(OWN_FILE)
+    assert archs.load(str(path)).Config
+
+
+def test_two_files_of_one_name_are_two_architectures(tmp_path):
+    paths = []
+    for folder, width in (("a", 5), ("b", 7)):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "summing.v2.py")
+        paths[-1].write_text(OWN_FILE.replace("d_model: int = 8", f"d_model: int = {width}"))
+    modules = [archs.load(str(path)) for path in paths]
+    assert [module.Config().d_model for module in modules] == [5, 7]
+    assert [archs.load(str(path)) for path in paths] == modules
+    assert {registry.own_name(module.__name__) for module in modules} == {"summing_v2"}
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "summing.py").write_text(OWN_FILE)
+    assert archs.load("~/summing.py") is archs.load(str(tmp_path / "summing.py"))
 
 
 @pytest.mark.parametrize(
@@ -184,8 +211,8 @@ def python(code: str) -> None:
 
 def test_architectures_import_no_lightning_and_no_experiments():
     python("""
-        import sys, archs
-        assert "torch" not in sys.modules
+        import sys, archs, archs.ids, archs.registry
+        assert archs.names() and "torch" not in sys.modules
         for name in archs.names():
             archs.load(name)
         for name in archs.__all__:
