@@ -57,5 +57,5 @@ class Cell:
 
 
 def slug(text: str) -> str:
-    """A label as a folder name: `seq2seq:attention=none` -> `seq2seq-attention-none`."""
-    return "".join(character if character.isalnum() or character in "._" else "-" for character in text).strip("-")
+    """A label as a folder name: `seq2seq:attention=none` -> `seq2seq-attention-none`; empty where nothing is left."""
+    return "".join(character if character.isalnum() or character in "._" else "-" for character in text).strip("-._")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -114,13 +115,16 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Experiment:
     Mappings are merged key by key, everything else is replaced. Raises UserError for an unknown preset, file, key,
     or a value of the wrong type or range.
     """
-    data = merge(_read(source) if source else {}, overrides)
+    data = merge({} if source is None else _read(source), overrides)
     for name in ("archs", "tasks", "lr_grid"):
         if isinstance(data.get(name), str):
             data[name] = split_list(data[name])
     for name in ("archs", "tasks"):
         if isinstance(data.get(name), list | tuple):
             data[name] = [_absolute(entry) for entry in data[name]]
+    for name in ("arch", "task"):
+        if isinstance(data.get(name), Mapping):
+            data[name] = {item: _located(settings) for item, settings in data[name].items()}
     experiment = strict.build(Experiment, data)
     check(experiment)
     return experiment
@@ -147,7 +151,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_list(text: str) -> list[str]:
     """`a,b:x=[1,2]` -> [`a`, `b:x=[1,2]`]: commas within brackets do not separate."""
-    return [word.strip() for word in re.split(r",(?![^\[]*\])", text) if word.strip()]
+    words, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth <= 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word.strip() for word in words if word.strip()]
 
 
 def check(experiment: Experiment) -> None:
@@ -167,12 +178,19 @@ def check(experiment: Experiment) -> None:
     _require(experiment, "archs", bool, "a list of at least one architecture")
     _require(experiment, "tasks", bool, "a list of at least one task")
     _check_rates(experiment)
+    train = experiment.train
+    if train.batch_size % train.devices:
+        raise UserError(
+            f"train.batch_size must be a multiple of the {train.devices} devices that share it, got {train.batch_size}"
+        )
 
 
 def _require(experiment: Experiment, name: str, holds: Callable[[Any], bool], expected: str) -> None:
     value: Any = experiment
     for part in name.split("."):
         value = getattr(value, part)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value}")
     if not holds(value):
         raise UserError(f"{name} must be {expected}, got {value}")
 
@@ -181,7 +199,7 @@ def _check_rates(experiment: Experiment) -> None:
     grid = experiment.lr_grid
     if grid and experiment.lr is not None:
         raise UserError("lr and lr_grid exclude each other: give one rate for all, or at least 4 to select from")
-    if grid and (len(set(grid)) < 4 or min(grid) <= 0):
+    if grid and (len(set(grid)) < 4 or not all(0 < rate < math.inf for rate in grid)):
         raise UserError(f"lr_grid must hold at least 4 different rates above 0, got {list(grid)}; add more, or set lr")
 
 
@@ -204,9 +222,15 @@ def _read(source: str) -> dict[str, Any]:
 def _absolute(entry: Any) -> Any:
     """An entry whose file of the user's is found from any folder."""
     if isinstance(entry, Mapping):
-        return {key: _absolute(value) if key in ("arch", "task") else value for key, value in entry.items()}
+        return _located({key: _absolute(value) if key in ("arch", "task") else value for key, value in entry.items()})
     found = re.fullmatch(r"(.+?\.py)(:.*)?", entry) if isinstance(entry, str) else None
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else entry
+
+
+def _located(settings: Any) -> Any:
+    """Settings whose `path`, a file or folder of the user's, is found from any folder; the empty one is none."""
+    path = settings.get("path") if isinstance(settings, Mapping) else None
+    return {**settings, "path": str(Path(path).expanduser().resolve())} if path and isinstance(path, str) else settings
 
 
 def plain(value: Any) -> Any:

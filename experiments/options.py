@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, get_loader
+from yaml import YAMLError
 
 from experiments import config, strict
 from experiments.errors import UserError
@@ -31,7 +32,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     if not argv:
         parser.print_help()
         raise SystemExit(2)
-    argv, settings = _take_settings(argv)
+    argv, settings = _take_settings(argv) if argv[0] == "compare" else (argv, {})
     _check_words(parser, argv)
     try:
         given = parser.parse_args(argv, defaults=False).as_dict()
@@ -138,7 +139,9 @@ class CommaList:
     def __call__(self, value: Any) -> tuple[Any, ...]:
         """Raises ValueError where an item is none."""
         if isinstance(value, str):
-            value = get_loader("yaml")(value) if value.startswith("[") else config.split_list(value)
+            value = _yaml(value) if value.startswith("[") else config.split_list(value)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"no list: {value}")
         return tuple(self.item(word) if isinstance(word, str) else word for word in value)
 
 
@@ -165,10 +168,17 @@ def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def _value(text: str) -> Any:
     """YAML, so 1e-3, true, null and [1, 2] have types; and 8,16 is a list of numbers."""
-    value = get_loader("yaml")(text)
     if re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)+", text):
-        return [get_loader("yaml")(word) for word in text.split(",")]
-    return value
+        return [_yaml(word) for word in text.split(",")]
+    return _yaml(text)
+
+
+def _yaml(text: str) -> Any:
+    """What YAML makes of it; text that is none, such as a file's odd name, stays text."""
+    try:
+        return get_loader("yaml")(text)
+    except YAMLError:
+        return text
 
 
 def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
@@ -199,7 +209,13 @@ def _sentence(message: str) -> str:
     """argparse's and jsonargparse's complaints, worded as ours."""
     message = " ".join(message.split())
     message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
-    message = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", message)
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ",
+        lambda found: f"expected {found[1].replace('NoneType', 'null').replace(', ', ' or ')}, got ",
+        message,
+    )
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"Expected an? (int|float|bool|str)\.", r"expected \1,", message)
     message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", message)
     message = re.sub(r"the following arguments are required: \w+\.folder", "expected a folder: DIR", message)
     return (

@@ -20,6 +20,9 @@ from experiments.selection import Score, select
 from experiments.tasks import Task
 from experiments.variants import Variant, parse_all
 
+_HARDWARE = ("accelerator", "devices", "strategy")
+"""Fields of Train that hold for the whole experiment: cells share one machine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -149,8 +152,17 @@ def _check_names(table: Mapping[str, Any], variants: Sequence[Variant], known: I
 
 
 def _check_device(train: Train) -> None:
-    if train.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"train.accelerator {train.accelerator} needs a CUDA GPU and none is here; use auto or cpu")
+    """Raises UserError where the machine lacks what is asked for; processes on a CPU it never lacks."""
+    cuda, mps = torch.cuda.device_count(), int(torch.backends.mps.is_available())
+    here = {"cuda": cuda, "mps": mps, "gpu": cuda or mps, "auto": cuda or mps}.get(train.accelerator, 0)
+    if train.accelerator in ("cuda", "mps", "gpu") and not here:
+        kind = {"cuda": "a CUDA GPU", "mps": "an Apple GPU"}.get(train.accelerator, "a GPU")
+        raise UserError(f"train.accelerator {train.accelerator} needs {kind} and none is here; use auto or cpu")
+    if 0 < here < train.devices:
+        raise UserError(
+            f"train.devices must be at most {here}, the GPUs that are here, got {train.devices}; "
+            f"or set train.accelerator cpu"
+        )
 
 
 def _make(variant: Variant, experiment: Experiment) -> Task:
@@ -193,6 +205,8 @@ def _training(experiment: Experiment, task: Variant) -> tuple[Train, int]:
     """The training and the number of seeds for one task."""
     own = task.pick(experiment.per_task)
     where = f"per_task.{task.name}"
+    if hardware := [name for name in _HARDWARE if name in own]:
+        raise UserError(f"{where}.{hardware[0]} cannot differ between tasks: set train.{hardware[0]} for all")
     strict.check_keys(own, [*(field.name for field in dataclasses.fields(Train)), "seeds"], where)
     merged = {**config.to_dict(experiment), "seeds": own.pop("seeds", experiment.seeds)}
     merged["train"] = {**merged["train"], **own}

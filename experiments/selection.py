@@ -28,13 +28,13 @@ class Score:
 
     def value(self, record: Mapping[str, Any] | None, metric: str | None = None) -> float | None:
         """The record's score; None where it did not end as `done` or the value is not finite."""
-        if record is None or record.get("status") != "done":
+        if record is None or record.get("status") != "done" or not self.lengths:
             return None
-        validation = record.get("quality", {}).get("validation", {})
-        values = [validation.get(str(length), {}).get(metric or self.metric) for length in self.lengths]
-        if any(value is None or not math.isfinite(value) for value in values):
-            return None
-        return sum(values) / len(values)
+        values = [
+            _number(record, "quality", "validation", str(length), metric or self.metric) for length in self.lengths
+        ]
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if len(known) == len(values) else None
 
     def order(self, record: Mapping[str, Any] | None) -> tuple[float, float] | None:
         """Smaller is better; None where there is no score."""
@@ -42,6 +42,14 @@ class Score:
         if score is None:
             return None
         return (score if self.metric in LOWER_IS_BETTER else -score, math.inf if loss is None else loss)
+
+
+def _number(record: Mapping[str, Any], *path: str) -> float | None:
+    """The finite number at a path; None where there is none, whatever there is instead."""
+    found: Any = record
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) and math.isfinite(found) else None
 
 
 def select(score: Score, grid: Mapping[float, Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(map(_describe, arguments))}"
     if origin is tuple:
         return f"a list, each item {_describe(arguments[0])}"
     if origin is dict:

@@ -39,6 +39,8 @@ def parse_all(entries: Sequence[Any], kind: Kind) -> list[Variant]:
     seen: dict[str, str] = {}
     for variant in variants:
         folder = slug(variant.label).lower()
+        if not folder:
+            raise UserError(f"the label {variant.label!r} of {kind} {variant.spec} must hold a letter or digit")
         if other := seen.get(folder):
             raise UserError(
                 f"{kind}s {other!r} and {variant.label!r} would share one name; drop one, or give it its own label: "
@@ -64,7 +66,9 @@ def _labelled(entry: dict[str, Any], kind: Kind) -> Variant:
     if not isinstance(spec, str):
         raise UserError(f"a labelled entry of {kind}s must name its {kind}: {{label: ..., {kind}: NAME}}, got {entry}")
     written = "+".join(f"{key}={value}" for key, value in entry.items() if key != "label")
-    label = str(entry.pop("label", _label(spec, written)))
+    label = entry.pop("label", _label(spec, written))
+    if not isinstance(label, str):
+        raise UserError(f"the label of {kind} {spec} must be text, got {label!r}; put it in quotes, or leave it out")
     return Variant(label, spec, entry)
 
 

@@ -86,6 +86,10 @@ def test_help_of_compare_explains_every_setting(archlab: Archlab) -> None:
         ("tensorboard nowhere", "nowhere holds no TensorBoard events"),
         ("tensorboard nowhere --port http", "--port: expected int, got http"),
         ("list --all", "unknown option --all"),
+        ("report --arch.gqa.n_kv_heads 1 x", "unknown option --arch.gqa.n_kv_heads"),
+        ("compare --archs [gqa", "--archs: invalid comma list of str value: '[gqa'"),
+        ("compare --lr fast", "--lr: expected float or null, got fast"),
+        ("compare --train.strategy fsdp", "expected one of 'auto', 'ddp', got fsdp"),
     ],
 )
 def test_what_cannot_be_understood_is_one_sentence(
@@ -119,6 +123,8 @@ def test_nothing_typed_shows_the_help(archlab: Archlab) -> None:
         ("--task.text.path=a/b.txt", {"task": {"text": {"path": "a/b.txt"}}}),
         ("--task.recall.test_lengths 8,16", {"task": {"recall": {"test_lengths": [8, 16]}}}),
         ("--task.text.path a,b.txt", {"task": {"text": {"path": "a,b.txt"}}}),
+        ("--task.text.path @notes --task.text.x [1,", {"task": {"text": {"path": "@notes", "x": "[1,"}}}),
+        ("--tasks recall:test_lengths=[4,8],reverse", {"tasks": ("recall:test_lengths=[4,8]", "reverse")}),
         ("--per_task.text.steps 40 --per_task.text.seeds 1", {"per_task": {"text": {"steps": 40, "seeds": 1}}}),
         ("--arch.gqa.learning_rate 1e-3", {"arch": {"gqa": {"learning_rate": 1e-3}}}),
         ("--lr null --train.precision 32", {"lr": None, "train": {"precision": "32"}}),

@@ -68,6 +68,7 @@ def test_a_list_may_be_text_with_commas_that_brackets_protect() -> None:
     experiment = config.load(None, {"archs": "gqa, mamba:d_conv=2", "tasks": "reverse:test_lengths=[4,8],copy"})
     assert experiment.archs == ("gqa", "mamba:d_conv=2")
     assert experiment.tasks == ("reverse:test_lengths=[4,8]", "copy")
+    assert config.split_list("a:x=[[1,2],[3,4]],b:y=[5,6],") == ["a:x=[[1,2],[3,4]]", "b:y=[5,6]"]
 
 
 def test_a_file_of_the_users_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +76,16 @@ def test_a_file_of_the_users_is_found_from_any_folder(tmp_path: Path, monkeypatc
     experiment = config.load(None, {"archs": ["./mine.py:d_model=8", {"label": "x", "arch": "mine.py"}, "gqa"]})
     path = str(tmp_path / "mine.py")
     assert experiment.archs == (f"{path}:d_model=8", {"label": "x", "arch": path}, "gqa")
+
+
+def test_data_of_the_users_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """experiment.yaml is all that is needed to run it again, from wherever."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"label": "mine", "task": "text", "path": "b.txt"}
+    experiment = config.load(None, {"tasks": ["text", entry], "task": {"text": {"path": "a.txt", "max_bytes": 9}}})
+    assert experiment.task == {"text": {"path": str(tmp_path / "a.txt"), "max_bytes": 9}}
+    assert experiment.tasks == ("text", {**entry, "path": str(tmp_path / "b.txt")})
+    assert config.load(None, {"task": {"text": {"path": ""}}}).task == {"text": {"path": ""}}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,11 @@ def test_a_file_of_the_users_is_found_from_any_folder(tmp_path: Path, monkeypatc
         ({"train": {"steps": 0}}, ["train.steps must be at least 1"]),
         ({"train": {"warmup": 1.0}}, ["train.warmup must be below 1"]),
         ({"timeout": 0}, ["timeout must be above 0"]),
-        ({"budget": {"value": float("nan")}}, ["budget.value must be above 0", "nan"]),
+        ({"budget": {"value": float("nan")}}, ["budget.value must be a finite number", "nan"]),
+        ({"cost": {"seconds": float("inf")}}, ["cost.seconds must be a finite number", "inf"]),
+        ({"lr": float("inf")}, ["lr must be a finite number"]),
+        ({"lr_grid": [1.0, 2.0, 3.0, float("nan")]}, ["lr_grid", "above 0"]),
+        ({"train": {"devices": 3}}, ["train.batch_size must be a multiple of the 3 devices", "64"]),
         ({"archs": []}, ["archs must be a list of at least one"]),
         ({"tasks": []}, ["tasks must be a list of at least one"]),
         ({"cost": {"contexts": [1]}}, ["cost.contexts", "2 tokens"]),
@@ -139,6 +154,7 @@ class Sample:
     flag: bool = False
     kind: Literal["a", "b"] = "a"
     lengths: tuple[int, ...] = (1,)
+    bounds: tuple[int, int] = (1, 2)
 
 
 def test_text_takes_the_type_of_its_field() -> None:
@@ -150,3 +166,9 @@ def test_text_takes_the_type_of_its_field() -> None:
 def test_the_error_names_what_is_built() -> None:
     with pytest.raises(UserError, match=r"^sample\.size must be an integer or null, got 'x'$"):
         strict.build(Sample, {"size": "x"}, "sample")
+    with pytest.raises(UserError, match=r"^bounds must be a list of 2: an integer, an integer, got 3$"):
+        strict.build(Sample, {"bounds": 3})
+
+
+def test_an_empty_name_is_no_configuration() -> None:
+    assert "cannot be read" in refusal("")

@@ -9,6 +9,8 @@ import pytest
 from toy_cell import ARCH
 
 from experiments import config, plan
+from experiments.cell import slug
+from experiments.config import Train
 from experiments.errors import UserError
 from experiments.selection import Score, select
 from experiments.variants import Variant, parse, parse_all
@@ -127,7 +129,11 @@ def test_a_file_of_the_users_is_an_architecture() -> None:
         ({"tasks": ["text:path=/nowhere/x.txt"]}, "/nowhere/x.txt"),
         ({"archs": ["gqa", "gqa"]}, "share one name"),
         ({"archs": ["gqa:learning_rate=0"]}, "no learning rate above 0"),
-        ({"train": {"accelerator": "gpu"}}, "needs a CUDA GPU"),
+        ({"train": {"accelerator": "gpu"}}, "needs a GPU"),
+        ({"train": {"accelerator": "mps"}}, "needs an Apple GPU"),
+        ({"per_task": {"reverse": {"devices": 2}}}, "cannot differ between tasks: set train.devices for all"),
+        ({"archs": [{"label": "..", "arch": "gqa"}]}, "must hold a letter or digit"),
+        ({"archs": [{"label": None, "arch": "gqa"}]}, "the label of arch gqa must be text, got None"),
         ({"budget": {"value": 10}}, "cannot meet the budget of 10 parameters"),
         ({"archs": ["/nowhere/x.py"]}, "no architecture file"),
         ({"tasks": ["/nowhere/x.py"]}, "no task file"),
@@ -211,3 +217,29 @@ def test_presets_resolve_within_their_budget(preset: str, trainings: int) -> Non
     made = plan.plan(config.load(preset, {}))
     assert sum(entry.trainings for entry in made.entries) == trainings
     assert all(abs(entry.match.deviation or 0) <= 0.05 for entry in made.entries)
+
+
+def test_more_devices_than_there_are_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    plan._check_device(Train(accelerator="auto", devices=2))
+    plan._check_device(Train(accelerator="cpu", devices=4))
+    with pytest.raises(UserError, match=r"train\.devices must be at most 2, the GPUs that are here, got 4"):
+        plan._check_device(Train(accelerator="cuda", devices=4))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"quality": None}, {"quality": {"validation": None}}, {"quality": {"validation": {"4": None}}},
+     {"quality": {"validation": {"4": {"token_accuracy": "much"}}}}],
+)  # fmt: skip
+def test_a_record_without_scores_has_none(parts: dict[str, Any]) -> None:
+    broken = {"status": "done", **parts}
+    assert Score("token_accuracy", (4,)).value(broken) is None
+    assert select(Score("token_accuracy", (4,)), {1.0: broken})["lr"] is None
+    assert Score("token_accuracy", ()).value(record(0.5)) is None
+
+
+def test_no_cell_shares_a_folder_with_the_overview_or_lies_outside() -> None:
+    assert slug("_experiment") == "experiment"
+    assert slug("../x") == "x"
+    assert slug("..") == ""
