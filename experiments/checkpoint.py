@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+
+from experiments import endings
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,10 @@ class KillSafe(Checkpoint):
         try:
             checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
             step, sources = int(checkpoint["global_step"]), checkpoint["sources"]
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except Exception as error:
+            if endings.is_out_of_memory(error):
+                # That says nothing of the checkpoint.
+                raise
             words = " ".join(str(error).split())[:200]
             _set_aside(self.path, "corrupt", f"cannot be read ({type(error).__name__}: {words})")
             return None

@@ -1,8 +1,7 @@
 """The folder of an experiment: one JSON record per cell, written whole or not at all, by one process at a time.
 
 experiment.yaml   all that is needed to run it again        matching.json   how each variant meets the budget
-cells/KEY.json    the records                               selection.json  the learning rates, where selected
-cells/KEY.log .status .ckpt   of cells that run or ran
+cells/KEY.json    the records                               cells/KEY.log .status .ckpt   of cells that run or ran
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from experiments.errors import UserError
 
 VERSION = 1
 """Of the record's layout."""
+_RESULT = {"train": "quality", "cost": "cost"}
+"""Kind of cell -> the part of a record that is done which holds its result."""
 _INCIDENTAL = ("name", "timeout", "memory_limit", "keep_checkpoints")
 """Fields of Experiment that may change from run to run of one experiment: no result depends on them."""
 _LOCK = ".lock"
@@ -103,11 +104,11 @@ class Ledger:
         write_text(path, yaml.safe_dump(after, sort_keys=False, allow_unicode=True))
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Every readable record by its key; one that is not is set aside as KEY.json.corrupt, never deleted."""
+        """Every whole record by its key; one that is not is set aside as KEY.json.corrupt, never deleted."""
         records = {}
         for path in sorted(self.cells.glob("*.json")):
             record = read_record(path)
-            if record is None:
+            if record is None or not _tells(record):
                 self.set_aside.append(_rename(path, "corrupt"))
             else:
                 records[path.stem] = record
@@ -141,7 +142,8 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file: --out expects a folder, new or of this experiment")
     if (folder / "experiment.yaml").exists() or not folder.exists():
         return
-    if others := sorted(path.name for path in folder.iterdir() if path.name not in (_LOCK, "cells")):
+    # What begins with a dot is nobody's work: our lock, a file that a kill left half written, .DS_Store.
+    if others := sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name != "cells"):
         raise UserError(
             f"{folder} holds {others[0]} but no experiment: --out expects a folder that is new, empty, or of this "
             f"experiment"
@@ -149,18 +151,25 @@ def check_folder(folder: Path) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record; None where the file does not hold one."""
+    """A record; None where the file is not there or does not hold one. Raises OSError where it cannot be read."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
-    whole = (
+    named = (
         isinstance(record, dict)
         and record.get("key") == path.stem
         and record.get("status") in STATUSES
         and isinstance(record.get("cell"), dict)
     )
-    return record if whole else None
+    return record if named else None
+
+
+def _tells(record: Mapping[str, Any]) -> bool:
+    """Whether a record says what was run and, where it is done, with what result."""
+    if not all(isinstance(record["cell"].get(name), str) for name in ("arch", "task")):
+        return False
+    return record["status"] != "done" or isinstance(record.get(_RESULT.get(str(record.get("kind")), "")), dict)
 
 
 def is_stale(record: Mapping[str, Any]) -> bool:

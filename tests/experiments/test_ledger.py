@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_old_record_and_no_trace(
 
 
 def test_records_are_read_by_key(book: Ledger) -> None:
-    records = [make_record(make_cell("gqa", "reverse", seed)) for seed in range(3)]
+    records = [make_record(make_cell("gqa", "reverse", seed), quality={}) for seed in range(3)]
     for record in records:
         ledger.write_json(book.record_path(record["key"]), record)
     assert book.records() == {record["key"]: json.loads(json.dumps(record)) for record in records}
@@ -73,7 +73,10 @@ def test_records_are_read_by_key(book: Ledger) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b'{"key": "abc", "status": "do', b"[]", b'{"key": "other", "status": "done", "cell": {}}', b"\xff\xfe",
-     b'{"key": "abc", "status": "excellent", "cell": {}}', b'{"key": "abc", "status": "done", "cell": 3}'],
+     b'{"key": "abc", "status": "excellent", "cell": {}}', b'{"key": "abc", "status": "done", "cell": 3}',
+     b'{"key": "abc", "status": "failed", "cell": {}}',
+     b'{"key": "abc", "kind": "train", "status": "done", "quality": null, "cell": {"arch": "gqa", "task": "copy"}}',
+     b'{"key": "abc", "kind": "cost", "status": "done", "quality": {}, "cell": {"arch": "gqa", "task": "copy"}}'],
 )  # fmt: skip
 def test_a_corrupt_record_is_set_aside_whole(book: Ledger, content: bytes) -> None:
     for number in range(2):
@@ -84,8 +87,16 @@ def test_a_corrupt_record_is_set_aside_whole(book: Ledger, content: bytes) -> No
     assert all(path.name.startswith("abc.json.corrupt") for path in book.set_aside)
 
 
+def test_what_the_system_does_not_let_us_read_is_no_corrupt_record(book: Ledger) -> None:
+    book.record_path("abc").mkdir()  # refused to everyone, root included
+    with pytest.raises(OSError, match=r"abc\.json"):
+        book.records()
+    assert book.record_path("abc").exists()
+    assert ledger.read_record(book.record_path("absent")) is None
+
+
 def test_records_of_other_cells_are_set_aside_whole(book: Ledger) -> None:
-    kept, other = (make_record(make_cell("gqa", "reverse", seed)) for seed in range(2))
+    kept, other = (make_record(make_cell("gqa", "reverse", seed), quality={}) for seed in range(2))
     for record in (kept, other):
         ledger.write_json(book.record_path(record["key"]), record)
     moved = book.supersede({kept["key"]})
@@ -128,6 +139,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds thesis\.tex but no experiment"), Ledger(tmp_path).locked():
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_was_killed_while_it_claimed_its_folder_may_begin_again(tmp_path: Path) -> None:
+    (tmp_path / ".experiment.yaml.4711.new").write_text("na")
+    with Ledger(tmp_path).locked():
+        pass
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

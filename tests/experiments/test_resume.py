@@ -174,6 +174,22 @@ def test_a_corrupt_checkpoint_is_set_aside_and_training_starts_over(
     assert "training starts over" in caplog.text
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_kept(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(b"as good as any")
+
+    def load(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        KillSafe(path, sources="", val_every=1, every=1.0).usable()
+    assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
 def test_a_checkpoint_of_other_sources_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toy = cell(train={"steps": 3, "val_every": 2})
     whole(toy, tmp_path)
