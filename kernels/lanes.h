@@ -3,10 +3,11 @@
 // GCC's vector extension, so that one text serves every instruction set. All functions pass NaN through.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__SSE__)
-#include <xmmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace lanes {
@@ -32,17 +33,28 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, Lanes v) { std::memcpy(to, &v, sizeof v); }
 
-inline Lanes max(Lanes bound, Lanes x) { return bound > x ? bound : x; }  // a NaN in x stays
+// A NaN in x stays.
+#if defined(__AVX512F__)
+inline Lanes max(Lanes bound, Lanes x) { return (Lanes)_mm512_max_ps((__m512)bound, (__m512)x); }
+inline Lanes min(Lanes bound, Lanes x) { return (Lanes)_mm512_min_ps((__m512)bound, (__m512)x); }
+#elif defined(__AVX__)
+inline Lanes max(Lanes bound, Lanes x) { return (Lanes)_mm256_max_ps((__m256)bound, (__m256)x); }
+inline Lanes min(Lanes bound, Lanes x) { return (Lanes)_mm256_min_ps((__m256)bound, (__m256)x); }
+#else
+inline Lanes max(Lanes bound, Lanes x) { return bound > x ? bound : x; }
+inline Lanes min(Lanes bound, Lanes x) { return bound < x ? bound : x; }
+#endif
 inline Lanes abs(Lanes x) { return (Lanes)((Words)x & 0x7fffffff); }
+
+// What the functions below do not show: a NaN goes through all of them, and all are within two units in the last place.
 
 // Adding this to a number leaves the nearest integer, k, in the low bits, with 127 more: the exponent field of 2^k.
 constexpr float ROUND = 12582912.0f + 127.0f;  // 1.5 * 2^23
 
 inline Lanes power_of_2(Lanes rounded) { return (Lanes)((Words)rounded << 23); }
 
-// 2^(a b), to 1.5 units in the last place; exactly 1 at 0, exactly 0 from 2^-127 down, infinity from 2^127.5 up.
-// What is left of the product beyond k comes from the exact product, by a fused multiply-add: the error of a rounded
-// product would grow with its size.
+// 2^(a b); exactly 1 at 0, exactly 0 from 2^-127 down, infinity from 2^127.5 up. What is left of the product beyond k
+// comes from the exact product, by a fused multiply-add: the error of a rounded product would grow with its size.
 inline Lanes exp2_product(Lanes a, Lanes b) {
     const Lanes rounded = a * b + ROUND, most = all(ROUND + 128.0f);
     const Lanes capped = (Lanes)((Words)rounded < (Words)most ? (Words)rounded : (Words)most);
@@ -57,56 +69,147 @@ inline Lanes exp2_product(Lanes a, Lanes b) {
     return rounded <= ROUND - 127.0f ? Lanes{} : p * power_of_2(capped);
 }
 
-constexpr float LOG2E = 1.44269504f;
+constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f;
 
-// e^x for x <= 0, to 1.5 units in the last place also where x is large: ln 2 is taken off in two parts.
-inline Lanes exp_negative(Lanes x) {
-    x = max(all(-88.0f), x);
-    Lanes rounded = x * LOG2E + ROUND, k = rounded - ROUND;
-    Lanes r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    Lanes p = all(0.00139411109f);
-    p = p * r + 0.00836915098f;
-    p = p * r + 0.0416663529f;
-    p = p * r + 0.166665052f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return x > -88.0f ? p * power_of_2(rounded) : x - x;  // below: 0, or NaN
+// 2^(a b) for |a b| <= NEAR, in fewer instructions.
+#if defined(__AVX512F__)
+constexpr float NEAR = 60000.0f;
+
+// 2^k times 2^(i / 32), of a table in two registers, times what is left, by a parabola.
+class Exp2 {
+    static constexpr float ROUND_32 = 12582912.0f / 32;
+    __m512 low, high;
+
+    Lanes power(Lanes rounded, Lanes r) const {
+        const Lanes root = (Lanes)_mm512_permutex2var_ps(low, (__m512i)rounded, high);
+        const Lanes p = r * 0.240226761f + 0.693157315f;
+        return (Lanes)_mm512_scalef_ps((__m512)(p * (r * root) + root), (__m512)(rounded - ROUND_32));
+    }
+
+   public:
+    Exp2() {
+        alignas(64) float table[32];
+        for (int i = 0; i < 32; ++i) table[i] = static_cast<float>(std::exp2(i / 32.0));
+        low = _mm512_load_ps(table);
+        high = _mm512_load_ps(table + 16);
+    }
+
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND_32;
+        return power(rounded, a * b - (rounded - ROUND_32));
+    }
+
+    // e^x for |x| <= 87.
+    Lanes e_to(Lanes x) const {
+        const Lanes rounded = x * LOG2E + ROUND_32;
+        return power(rounded, x * LOG2E - (rounded - ROUND_32) + x * LOG2E_REST);
+    }
+};
+#else
+constexpr float NEAR = 125.0f;
+
+class Exp2 {
+    static Lanes power(Lanes rounded, Lanes r) {
+        Lanes p = all(0.00132647273f);
+        p = p * r + 0.00967151299f;
+        p = p * r + 0.0555073358f;
+        p = p * r + 0.240222424f;
+        p = p * r + 0.693147004f;
+        p = p * r + 1.0f;
+        return p * power_of_2(rounded);
+    }
+
+   public:
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND;
+        return power(rounded, a * b - (rounded - ROUND));
+    }
+
+    // e^x for |x| <= 87.
+    Lanes e_to(Lanes x) const {
+        const Lanes rounded = x * LOG2E + ROUND;
+        return power(rounded, x * LOG2E - (rounded - ROUND) + x * LOG2E_REST);
+    }
+};
+#endif
+
+// 1 / x for 2^-126 <= x <= 2^126.
+inline Lanes reciprocal(Lanes x) {
+#if defined(__AVX512F__)
+    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
 }
 
-inline Lanes sigmoid(Lanes x) {
-    Lanes e = exp_negative(-abs(x));
-    Lanes numerator = x < 0.0f ? e : all(1.0f);
-    return numerator / (1.0f + e);
+// e^x for x <= 0.
+inline Lanes exp_negative(const Exp2& exp2, Lanes x) {
+    const Lanes e = exp2.e_to(max(all(-87.0f), x));
+    return x < -87.0f ? Lanes{} : e;
 }
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), and log1p(e) = 2 atanh(e / (2 + e)): no cancellation anywhere.
-inline Lanes softplus(Lanes x) {
-    Lanes e = exp_negative(-abs(x));
-    Lanes s = e / (2.0f + e);
-    Lanes q = s * s;
-    Lanes p = all(0.140873286f);
-    p = p * q + 0.139807094f;
-    p = p * q + 0.200124269f;
-    p = p * q + 0.33333158f;
-    p = p * q + 1.0f;
-    return max(all(0.0f), x) + 2.0f * s * p;
+inline Lanes one_plus_exp_minus(const Exp2& exp2, Lanes x) {
+    return 1.0f + exp2.e_to(max(all(-87.0f), min(all(87.0f), -x)));
 }
 
-// tanh(x) = expm1(2x) / (expm1(2x) + 2), where expm1 = 2^k (e^r - 1) + (2^k - 1) keeps its accuracy near 0.
+inline Lanes sigmoid(const Exp2& exp2, Lanes x) {
+    const Lanes s = reciprocal(one_plus_exp_minus(exp2, x));
+    return x < -87.0f ? Lanes{} : s;
+}
+
+// log(1 + e) = 2 atanh(e / (2 + e)) for 0 <= e <= 1.
+inline Lanes log1p(Lanes e) {
+    const Lanes s = e * reciprocal(2.0f + e), q = s * s;
+    const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
+    return 2.0f * s * (p * q + 1.0f);
+}
+
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
+inline Lanes softplus(const Exp2& exp2, Lanes x) {
+    return max(all(0.0f), x) + log1p(exp_negative(exp2, -abs(x)));
+}
+
+// The same for many: in two loops each, since a processor that looks a few numbers ahead is held up by a long chain of
+// operations. `spare` is as long as x.
+inline void softplus(const Exp2& exp2, int count, Lanes* x, Lanes* spare) {
+    for (int i = 0; i < count; ++i) spare[i] = exp_negative(exp2, -abs(x[i]));
+    for (int i = 0; i < count; ++i) x[i] = max(all(0.0f), x[i]) + log1p(spare[i]);
+}
+
+// y times x sigmoid(x).
+inline void gate(const Exp2& exp2, int count, Lanes* y, const Lanes* x, Lanes* spare) {
+    for (int i = 0; i < count; ++i) spare[i] = one_plus_exp_minus(exp2, x[i]);
+    for (int i = 0; i < count; ++i) y[i] *= x[i] * reciprocal(spare[i]);
+}
+
+// A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.
 inline Lanes tanh(Lanes x) {
-    const Lanes twice = 2.0f * abs(x), z = twice > 20.0f ? all(20.0f) : twice;  // tanh(10) is 1
-    const Lanes rounded = z * LOG2E + ROUND, k = rounded - ROUND;
-    const Lanes r = z - k * 0.693359375f + k * 2.12194440e-4f;
-    Lanes p = all(0.00139411109f);
-    p = p * r + 0.00836915098f;
-    p = p * r + 0.0416663529f;
-    p = p * r + 0.166665052f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    const Lanes scale = power_of_2(rounded), e = p * r * scale + (scale - 1.0f);
-    return (Lanes)((Words)(e / (e + 2.0f)) | ((Words)x & (int32_t)0x80000000));
+    constexpr float LARGEST = 9.02f;
+    x = max(all(-LARGEST), min(all(LARGEST), x));
+    const Lanes q = x * x;
+    Lanes p = 1.33190863e-8f * q + 2.05834913e-5f;
+    p = p * q + 0.00349403522f;
+    p = p * q + 0.133797184f;
+    p = p * q + 1.0f;
+    Lanes d = 7.76202569e-7f * q + 0.000328309397f;
+    d = d * q + 0.0258710757f;
+    d = d * q + 0.467130333f;
+    d = d * q + 1.0f;
+    p *= x;
+#if defined(__AVX512F__)
+    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)d), refined = guess * (2.0f - d * guess), y = p * refined;
+    return y + refined * (p - y * d);
+#else
+    return p / d;
+#endif
 }
+
+#if defined(__clang__)
+#define LANES_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LANES_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 #if defined(__clang__)
@@ -118,21 +221,30 @@ inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 #endif
 }
 
-// Columns for rows in a square of W x W. Interleaving rows i and i + W/2, log2(W) times over, transposes.
-inline void transpose(Lanes rows[W]) {
+// Rows i and i + span of every 2 span rows exchange the halves of every 2 span columns that are not theirs.
+template <int span>
+inline void exchange(Lanes rows[W]) {
     Words low{}, high{};
+    LANES_UNROLL
     for (int i = 0; i < W; ++i) {
-        low[i] = i / 2 + (i % 2) * W;
-        high[i] = low[i] + W / 2;
+        low[i] = i & span ? W + i - span : i;
+        high[i] = i & span ? W + i : i + span;
     }
-    for (int done = 1; done < W; done *= 2) {
-        Lanes next[W];
-        for (int i = 0; i < W / 2; ++i) {
-            next[2 * i] = shuffle(rows[i], rows[i + W / 2], low);
-            next[2 * i + 1] = shuffle(rows[i], rows[i + W / 2], high);
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i)
+        if (!(i & span)) {
+            const Lanes a = rows[i], b = rows[i + span];
+            rows[i] = shuffle(a, b, low);
+            rows[i + span] = shuffle(a, b, high);
         }
-        for (int i = 0; i < W; ++i) rows[i] = next[i];
-    }
+}
+
+// Columns for rows in a square of W x W.
+inline void transpose(Lanes rows[W]) {
+    exchange<1>(rows);
+    exchange<2>(rows);
+    if constexpr (W > 4) exchange<4>(rows);
+    if constexpr (W > 8) exchange<8>(rows);
 }
 
 // Lane i of the result is the sum over the lanes of rows[i]. The rows are overwritten.

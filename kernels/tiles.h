@@ -37,14 +37,39 @@ __attribute__((noinline)) inline void load(Lanes* tile, const View& view, const 
         for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
     if (w.width == W && view.step == 1)
         for (; t + W <= w.steps; t += W) {
-            for (int i = 0; i < W; ++i) tile[t + i] = lanes::load(from + i * view.channel + t);
-            lanes::transpose(tile + t);
+            Lanes square[W];
+            LANES_UNROLL
+            for (int i = 0; i < W; ++i) square[i] = lanes::load(from + i * view.channel + t);
+            lanes::transpose(square);
+            LANES_UNROLL
+            for (int i = 0; i < W; ++i) tile[t + i] = square[i];
         }
     for (; t < w.steps; ++t) {
         tile[t] = Lanes{};
         for (int i = 0; i < w.width; ++i) tile[t][i] = from[i * view.channel + t * view.step];
     }
 }
+
+// Asks for a window before its time, a line or so per step, so that it comes from memory while others are computed: all
+// at once would fill the processor's queue.
+class Ahead {
+    const float* from;
+    int64_t row, column;  // distance between channels, or steps; between lines of a channel, if it lies in lines
+    int count;
+
+   public:
+    Ahead(const View& view, const Window& w) : from(nullptr), row(0), column(0), count(0) {
+        constexpr int LINE = 64 / sizeof(float);
+        if (!view || w.steps <= 0) return;
+        from = view.at(w.row, w.channel, w.step);
+        if (view.step == 1) row = view.channel, column = LINE, count = w.width * ((w.steps + LINE - 1) / LINE);
+        else if (view.channel == 1) row = view.step, column = W * view.step, count = w.steps;
+    }
+
+    void fetch(int t) const {
+        if (t < count) __builtin_prefetch(from + t % W * row + t / W * column, 0, 2);
+    }
+};
 
 __attribute__((noinline)) inline void store(const Lanes* tile, const View& view, const Window& w) {
     float* to = view.at(w.row, w.channel, w.step);
@@ -54,8 +79,10 @@ __attribute__((noinline)) inline void store(const Lanes* tile, const View& view,
     if (w.width == W && view.step == 1)
         for (; t + W <= w.steps; t += W) {
             Lanes square[W];
-            std::copy_n(tile + t, W, square);
+            LANES_UNROLL
+            for (int i = 0; i < W; ++i) square[i] = tile[t + i];
             lanes::transpose(square);
+            LANES_UNROLL
             for (int i = 0; i < W; ++i) lanes::store(to + i * view.channel + t, square[i]);
         }
     for (; t < w.steps; ++t)

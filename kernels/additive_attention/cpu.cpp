@@ -76,6 +76,7 @@ class Row {
     const Table key, value, v, query, weights;
     Lanes* terms;   // [key], whose lanes are yet to be added up
     float* by_key;  // [key]
+    const lanes::Exp2 exp2{};
 
     Row(const Problem& problem, int64_t task, Scratch& s)
         : p(problem), row(task), keys(static_cast<int>(p.keys)), key(p.key, row, keys, p.hidden, s),
@@ -129,7 +130,7 @@ class Forward : Row {
         for (int s = 0; s < keys; ++s)
             if (real(s)) highest = std::max(highest, by_key[s]);
         for (int s = 0; s < keys; s += W)
-            lanes::store(by_key + s, lanes::exp_negative(lanes::load(by_key + s) - highest));
+            lanes::store(by_key + s, lanes::exp_negative(exp2, lanes::load(by_key + s) - highest));
         for (int s = 0; s < keys; ++s) total += real(s) ? by_key[s] : 0.0f;
         for (int s = 0; s < keys; ++s) to[s] = real(s) ? by_key[s] / total : 0.0f;
     }

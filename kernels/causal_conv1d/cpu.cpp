@@ -30,6 +30,7 @@ class Block {
     const int64_t row, channel;
     Lanes *weight, *columns, *y;  // [tap], [history + step], [step]
     Lanes bias{};
+    const lanes::Exp2 exp2{};
 
     tiles::Window window(int64_t step, int64_t steps) const {
         return {row, channel, p.channels, step, steps};
@@ -70,7 +71,7 @@ struct Forward : Block {
             const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
             read_columns(first, steps);
             convolve(steps);
-            for (int t = 0; p.silu && t < steps; ++t) y[t] *= lanes::sigmoid(y[t]);
+            for (int t = 0; p.silu && t < steps; ++t) y[t] *= lanes::sigmoid(exp2, y[t]);
             tiles::store(y, p.out, window(first, steps));
         }
     }
@@ -109,7 +110,7 @@ class Backward : public Block {
         tiles::load(g, p.dout, window(first, steps));
         if (p.silu)
             for (int t = 0; t < steps; ++t) {
-                const Lanes s = lanes::sigmoid(y[t]);
+                const Lanes s = lanes::sigmoid(exp2, y[t]);
                 g[t] *= s * (1.0f + y[t] * (1.0f - s));
             }
         for (int t = 0; t < steps; ++t) {

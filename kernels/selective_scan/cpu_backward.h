@@ -23,6 +23,7 @@ class Backward {
     Input<per_lane> B, C;
     InputGradient dB, dC;
     TimeSums dA, dD, dbias;
+    const lanes::Exp2 exp2{};
 
    public:
     Backward(const Problem& problem, int64_t task, Scratch& s)
@@ -69,58 +70,78 @@ class Backward {
         tiles::load(u, p.u, window);
         tiles::load(d, p.delta, window);
         tiles::load(g, p.dout, window);
-        step_sizes(p, bias, steps, d, slope);
+        step_sizes(p, exp2, bias, steps, d, y, slope);
         if (first > 0) tiles::load(h, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(h, p.initial, part.window(block, 0, states));
-        for (int t = 0; t < steps; ++t) y[t] = skip * u[t] + replay_step(block, t);
-        if (p.z) open_gate(window, steps);
-        for (int t = steps - 1; t >= 0; --t) {
-            reverse_step(block, t, skip);
-            if (t % sums::FOLD == 0) fold(block);
-        }
+        const auto before = part.window(block, std::max<int64_t>(0, first - WINDOW), first > 0 ? WINDOW : 0);
+        const tiles::Ahead ahead[] = {{p.u, before}, {p.delta, before}, {p.dout, before}, {p.z, before}};
+        if (states == 16) run_states<16>(block, window, skip, ahead);
+        else run_states<0>(block, window, skip, ahead);
         tiles::store(du, p.du, window);
         tiles::store(ddelta, p.ddelta, window);
     }
 
-    Lanes replay_step(int block, int t) {
-        const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
-        const Lanes* A_n = A + block * states;
-        Lanes *decay_n = decay + t * states, *kept_n = kept + t * states, sum{};
-        for (int n = 0; n < states; ++n) {
-            const Lanes a = lanes::exp2_product(rate, A_n[n]), before = a * h[n];
-            const Lanes state = before + x * B.at(block, t, n);
-            sum += state * C.at(block, t, n);
-            decay_n[n] = a;
-            kept_n[n] = before;
-            h[n] = state;
+    // fixed: the number of states where it is known to the compiler, else 0.
+    template <int fixed>
+    void run_states(int block, const tiles::Window& window, Lanes skip, const tiles::Ahead* ahead) {
+        const int steps = window.steps;
+        for (int t = 0; t < steps; ++t) y[t] = d[t] * lanes::LOG2E;
+        if (all_near(y, steps, A + block * states, states)) replay<true, fixed>(block, steps, skip, ahead);
+        else replay<false, fixed>(block, steps, skip, ahead);
+        if (p.z) open_gate(window, steps);
+        for (int t = steps - 1; t >= 0; --t) {
+            reverse_step<fixed>(block, t, skip);
+            if (t % sums::FOLD == 0) fold(block);
         }
-        return sum;
+    }
+
+    template <bool near, int fixed>
+    __attribute__((noinline)) void replay(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
+        const int count = fixed ? fixed : states;
+        const lanes::Exp2 power = exp2;
+        const Lanes* a = A + block * count;
+        for (int t = 0; t < steps; ++t) {
+            const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
+            Lanes *decay_n = decay + t * count, *kept_n = kept + t * count, sum = skip * u[t];
+            for (int i = 0; i < 4; ++i) ahead[i].fetch(t);
+            LANES_UNROLL
+            for (int n = 0; n < count; ++n) {
+                decay_n[n] = near ? power(rate, a[n]) : lanes::exp2_product(rate, a[n]);
+                kept_n[n] = decay_n[n] * h[n];
+                h[n] = kept_n[n] + x * B.at(block, t, n);
+                sum += h[n] * C.at(block, t, n);
+            }
+            y[t] = sum;
+        }
     }
 
     // From the gradient of out to that of y, and that of z.
     void open_gate(const tiles::Window& window, int steps) {
         tiles::load(z, p.z, window);
         for (int t = 0; t < steps; ++t) {
-            const Lanes s = lanes::sigmoid(z[t]), dout = g[t];
+            const Lanes s = lanes::sigmoid(exp2, z[t]), dout = g[t];
             g[t] = dout * z[t] * s;
             z[t] = dout * y[t] * s * (1.0f + z[t] * (1.0f - s));
         }
         tiles::store(z, p.dz, window);
     }
 
-    void reverse_step(int block, int t, Lanes skip) {
+    template <int fixed>
+    __attribute__((noinline)) void reverse_step(int block, int t, Lanes skip) {
+        const int count = fixed ? fixed : states;
         const Lanes dt = d[t], gt = g[t], x = dt * u[t];
-        const Lanes *A_n = A + block * states, *decay_n = decay + t * states, *kept_n = kept + t * states;
-        Lanes *G_n = G + block * states, *dA_n = &dA[0], *dB_n = dB.terms(t), *dC_n = dC.terms(t);
+        const Lanes *A_n = A + block * count, *decay_n = decay + t * count, *kept_n = kept + t * count;
+        Lanes *G_n = G + block * count, *dA_n = &dA[0], *dB_n = dB.terms(t), *dC_n = dC.terms(t);
         Lanes by_x{}, by_decay{};
-        for (int n = 0; n < states; ++n) {
-            const Lanes b = Lanes{} + B.at(block, t, n);
-            const Lanes gradient = G_n[n] + gt * C.at(block, t, n), through = gradient * kept_n[n];
+        LANES_UNROLL
+        for (int n = 0; n < count; ++n) {
+            const Lanes b = Lanes{} + B.at(block, t, n), kept = kept_n[n];
+            const Lanes gradient = G_n[n] + gt * C.at(block, t, n), through = gradient * kept;
             by_x += gradient * b;
             by_decay += through * A_n[n];
             dA_n[n] += through * dt;
             dB_n[n] += gradient * x;
-            dC_n[n] += gt * (kept_n[n] + x * b);
+            dC_n[n] += gt * (kept + x * b);
             G_n[n] = decay_n[n] * gradient;
         }
         du[t] = skip * gt + dt * by_x;

@@ -13,6 +13,7 @@ class Forward {
     Lanes *rate, *h;       // [block][state]: A log2(e), the state
     Lanes *u, *d, *y, *z;  // [step]
     Input<per_lane> B, C;
+    const lanes::Exp2 exp2{};
 
    public:
     Forward(const Problem& problem, int64_t task, Scratch& s)
@@ -47,26 +48,47 @@ class Forward {
         if (p.kept && first > 0) tiles::store(h + block * states, p.kept, part.kept(p, block, first));
         tiles::load(u, p.u, window);
         tiles::load(d, p.delta, window);
-        step_sizes(p, bias, steps, d, nullptr);
-        for (int t = 0; t < steps; ++t) y[t] = step(block, t, skip);
+        step_sizes(p, exp2, bias, steps, d, y, nullptr);
+        const int64_t after = first + steps;
+        const auto next = part.window(block, after, std::min<int64_t>(WINDOW, p.length - after));
+        const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
+        if (all_near(d, steps, rate + block * states, states)) run_steps<true>(block, steps, skip, ahead);
+        else run_steps<false>(block, steps, skip, ahead);
         if (p.z) {
             tiles::load(z, p.z, window);
-            for (int t = 0; t < steps; ++t) y[t] = y[t] * z[t] * lanes::sigmoid(z[t]);
+            lanes::gate(exp2, steps, y, z, u);
         }
         tiles::store(y, p.out, window);
     }
 
-    Lanes step(int block, int t, Lanes skip) {
-        const Lanes dt = d[t], x = dt * u[t];
-        const Lanes* a = rate + block * states;
-        Lanes* state = h + block * states;
-        Lanes sum = skip * u[t];
-        for (int n = 0; n < states; ++n) {
-            const Lanes new_state = lanes::exp2_product(dt, a[n]) * state[n] + x * B.at(block, t, n);
-            sum += new_state * C.at(block, t, n);
-            state[n] = new_state;
+    template <bool near>
+    void run_steps(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
+        if (states == 16) run_states<near, 16>(block, steps, skip, ahead);
+        else run_states<near, 0>(block, steps, skip, ahead);
+    }
+
+    // fixed: the number of states where it is known to the compiler, else 0.
+    template <bool near, int fixed>
+    __attribute__((noinline)) void run_states(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
+        const int count = fixed ? fixed : states;
+        const lanes::Exp2 power = exp2;
+        const Lanes* a = rate + block * count;
+        Lanes *state = h + block * count, own[fixed ? fixed : 1];
+        if (fixed) state = std::copy_n(state, fixed, own) - fixed;
+        for (int t = 0; t < steps; ++t) {
+            const Lanes dt = d[t], x = dt * u[t];
+            Lanes sum = skip * u[t];
+            for (int i = 0; i < 4; ++i) ahead[i].fetch(t);
+            LANES_UNROLL
+            for (int n = 0; n < count; ++n) {
+                const Lanes decay = near ? power(dt, a[n]) : lanes::exp2_product(dt, a[n]);
+                const Lanes new_state = decay * state[n] + x * B.at(block, t, n);
+                sum += new_state * C.at(block, t, n);
+                state[n] = new_state;
+            }
+            y[t] = sum;
         }
-        return sum;
+        if (fixed) std::copy_n(own, fixed, h + block * count);
     }
 };
 

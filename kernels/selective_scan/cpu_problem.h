@@ -88,6 +88,9 @@ class Input {
 
     void read(int64_t first, int steps) {
         if (constant) return;
+        if (!per_lane && states == W && matrix.step == 1) {
+            return tiles::load(lanes_, {matrix.data + part.group * matrix.group, matrix.row, matrix.state, 1}, {part.row, 0, W, first, steps});
+        }
         const float* from = matrix.data + part.row * matrix.row + part.group * matrix.group + first * matrix.step;
         for (int t = 0; t < steps; ++t)
             for (int n = 0; n < states; ++n) {
@@ -104,12 +107,29 @@ class Input {
 };
 
 // delta -> the step size d; where asked for, also its derivative by delta.
-__attribute__((noinline)) inline void step_sizes(const Problem& p, Lanes bias, int steps, Lanes* d, Lanes* slope) {
-    for (int t = 0; t < steps; ++t) {
-        const Lanes raw = d[t] + bias;
-        d[t] = p.softplus ? lanes::softplus(raw) : raw;
-        if (slope) slope[t] = p.softplus ? lanes::sigmoid(raw) : lanes::all(1.0f);
+__attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, Lanes bias, int steps,
+                                                 Lanes* d, Lanes* spare, Lanes* slope) {
+    for (int t = 0; t < steps; ++t) d[t] += bias;
+    for (int t = 0; slope && t < steps; ++t) slope[t] = p.softplus ? lanes::sigmoid(exp2, d[t]) : lanes::all(1.0f);
+    if (p.softplus) lanes::softplus(exp2, steps, d, spare);
+}
+
+// The largest absolute value in each lane; a NaN counts as larger than all.
+inline Lanes largest(const Lanes* values, int count) {
+    lanes::Words most{};
+    for (int i = 0; i < count; ++i) {
+        const lanes::Words bits = (lanes::Words)lanes::abs(values[i]);
+        most = most > bits ? most : bits;
     }
+    return (Lanes)most;
+}
+
+// Whether every product of a step size and a rate is within what Exp2 can do.
+inline bool all_near(const Lanes* d, int steps, const Lanes* rate, int states) {
+    const lanes::Words near = largest(d, steps) * largest(rate, states) <= lanes::NEAR;
+    int32_t all = -1;
+    for (int i = 0; i < W; ++i) all &= near[i];
+    return all != 0;
 }
 
 }  // namespace scan
