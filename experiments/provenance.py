@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,26 @@ TRAINING = (
 """The files of experiments/ that decide what a record holds; the others only plan, show or tell."""
 FOLLOWED = ("archs", "experiments/tasks")
 """Folders of which only what is imported counts; of kernels/ everything does, since any backend may run."""
+
+
+_loaded: dict[Path, bytes] = {}
+"""The files of modules, as they were when `remember` was called."""
+
+
+def remember() -> None:
+    """Keep the sources of the modules that are loaded: whatever is edited later, this process runs what it has loaded.
+
+    The fork server calls it, and the cells, which run what it has loaded, inherit what it remembers.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("archs", "experiments", "kernels") and (
+            file := getattr(module, "__file__", None)
+        ):
+            _loaded[Path(file).resolve()] = Path(file).read_bytes()
+
+
+def _content(path: Path) -> bytes:
+    return _loaded[path] if path in _loaded else path.read_bytes()
 
 
 def environment() -> dict[str, Any]:
@@ -74,7 +95,7 @@ def sources(arch: str, task: str) -> str:
     """
     digest = hashlib.sha256()
     for name, path in sorted(_files(arch, task)):
-        digest.update(f"{name}\n{len(content := path.read_bytes())}\n".encode())
+        digest.update(f"{name}\n{len(content := _content(path))}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
 
@@ -107,7 +128,7 @@ def _imported(files: list[Path]) -> set[Path]:
 def _modules(file: Path) -> Iterator[str]:
     """Dotted names that may be modules, from every import statement; none of a file that is not Python."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(_content(file))
     except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):

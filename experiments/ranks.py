@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,10 +46,14 @@ def joined(cell: Cell, folder: Path, checkpoint_every: float) -> Iterator[None]:
     torch.set_num_threads(share)
     try:
         yield
+    except BaseException:
+        # The others wait for this one, and would wait for ever.
+        _end(ranks, grace=0.0)
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        _end(ranks)
+        _end(ranks, GRACE)
         torch.set_num_threads(threads)
         for name in {*place, "LOCAL_RANK"} - set(before):
             del os.environ[name]
@@ -63,10 +68,11 @@ def _start(task: dict[str, Any], place: dict[str, str]) -> subprocess.Popen[str]
     return rank
 
 
-def _end(ranks: list[subprocess.Popen[str]]) -> None:
+def _end(ranks: list[subprocess.Popen[str]], grace: float) -> None:
+    deadline = time.monotonic() + grace
     for rank in ranks:
         with suppress(subprocess.TimeoutExpired):
-            rank.wait(GRACE)
+            rank.wait(max(0.0, deadline - time.monotonic()))
         rank.kill()
         rank.wait()
 

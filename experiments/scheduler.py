@@ -31,7 +31,7 @@ Work = Callable[..., None]
 """worker.work(cell_json, folder, threads, memory_limit, keep_checkpoint): runs one cell and writes its record."""
 TICK = 0.25
 """Seconds between two looks at the status files and the clock."""
-_PRELOADED = ["torch", "lightning", "experiments.worker", "experiments.training", "experiments.measure"]
+_PRELOADED = ["experiments.preload"]
 
 
 class Board(Protocol):

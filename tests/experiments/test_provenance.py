@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_only_what_computes_a_record_makes_it_stale(house: Path, file: str, stal
     with (house / file).open("a") as edited:
         edited.write("\n")
     assert (provenance.sources("first", "one") != before) == stale
+
+
+def test_what_is_loaded_counts_as_it_was_and_the_rest_as_it_is(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit during a sweep reaches the files that each cell loads itself, and no others."""
+    monkeypatch.setattr(provenance, "_loaded", {})
+    loaded = ModuleType("experiments.loaded")
+    loaded.__file__ = str(house / "experiments" / "module.py")
+    monkeypatch.setitem(sys.modules, "experiments.loaded", loaded)
+    provenance.remember()
+    before = provenance.sources("first", "one")
+    (house / "experiments" / "module.py").write_text("edited = True")
+    assert provenance.sources("first", "one") == before
+    (house / "archs" / "first.py").write_text("edited = True")
+    assert provenance.sources("first", "one") != before
 
 
 def test_a_users_own_file_counts_by_its_content(house: Path) -> None:

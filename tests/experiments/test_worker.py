@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toy_cell import cell
 
-from experiments import worker
+from experiments import provenance, worker
 from experiments.cell import Cell
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -35,7 +35,7 @@ class Broken(Backbone):
 
 def end(toy: Cell, folder: Path, memory_limit: int | None = None, **options: Any) -> dict[str, Any]:
     """The record that a child process leaves."""
-    CONTEXT.set_forkserver_preload(["experiments.training", "experiments.measure"])
+    CONTEXT.set_forkserver_preload(["experiments.preload"])
     process = CONTEXT.Process(target=worker.work, args=(toy.to_json(), str(folder), 1, memory_limit), kwargs=options)
     process.start()
     process.join(120)
@@ -56,7 +56,7 @@ def test_a_cell_that_ends_well(tmp_path: Path) -> None:
     assert record["ran"]["loss"] == "cross_entropy"
     assert record["data"]["task"] == "reverse"
     assert re.fullmatch("[0-9a-f]{16}", record["data"]["fingerprint"])
-    assert re.fullmatch("[0-9a-f]{16}", record["sources"])
+    assert record["sources"] == provenance.sources(toy.arch, toy.task)
     machine = record["environment"]
     assert (machine["device"], machine["threads"], machine["precision"]) == ("cpu", 1, "32")
     assert {"python", "torch", "lightning"} <= machine["versions"].keys()
