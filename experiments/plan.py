@@ -140,9 +140,9 @@ def plan(experiment: Experiment) -> Plan:
     _check_device(experiment.train)
     entries: list[Entry] = []
     for task in chosen:
-        made = _make(task, experiment)
+        made, training = _make(task, experiment), _training(experiment, task)
         for variant in variants:
-            entries.append(_entry(experiment, variant, task, made, entries))
+            entries.append(_entry(experiment, variant, task, made, training, entries))
     return Plan(tuple(entries))
 
 
@@ -175,13 +175,20 @@ def _make(variant: Variant, experiment: Experiment) -> Task:
     return task
 
 
-def _entry(experiment: Experiment, variant: Variant, task: Variant, made: Task, before: Sequence[Entry]) -> Entry:
+def _entry(
+    experiment: Experiment,
+    variant: Variant,
+    task: Variant,
+    made: Task,
+    training: tuple[Train, int],
+    before: Sequence[Entry],
+) -> Entry:
     settings = {**variant.pick(experiment.arch), **variant.settings}
     shape = _shape(made)
     guess = next((entry.match for entry in before if entry.arch.label == variant.label), None)
     fitted = match.fit(variant, settings, shape, experiment.budget, guess)
     arch_config = match.resolve(variant, {**settings, **fitted.solved})
-    train, seeds = _training(experiment, task)
+    train, seeds = training
     return Entry(
         arch=variant,
         arch_config=config.plain(arch_config),

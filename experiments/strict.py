@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping
-from types import NoneType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -61,6 +61,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def _checked(value: Any, hint: Any) -> Any:
     """The value as jsonargparse understands it for this type."""
+    if type(value) in (get_args(hint) if get_origin(hint) is UnionType else (hint,)):
+        # It is what it should be already; a parser costs milliseconds.
+        return value
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     return parser.parse_object({"value": value})["value"]

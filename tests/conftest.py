@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from hypothesis import settings
 Archlab = Callable[..., subprocess.CompletedProcess[str]]
 
 torch.set_num_threads(1)
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("archlab", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("archlab")
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import Archlab
 
 import archs
-from experiments import cli
+from experiments import cli, ledger
 
 pytestmark = pytest.mark.timeout(900)  # a whole run takes a minute, but several on a busy machine
 
@@ -58,7 +58,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("--task.reverse.symbls 4", "unknown key 'symbls' in task.reverse: did you mean 'symbols'?"),
         ("--task.reverse.symbols 0", "symbols must be at least 2"),
         ("--tasks recall --task.recall.keys 2", "the vocabulary is too small"),
-        ("--tasks text --task.text.path missing.txt", "no text at missing.txt: expected an existing file or folder"),
+        ("--tasks text --task.text.path missing.txt", "missing.txt: expected an existing file or folder"),
         ("--tasks text --task.text.path empty.txt", "empty.txt holds no bytes to model"),
         ("--tasks text --task.text.path short.txt", "the data is too short"),
         ("--per_task.reverse.stepps 4", "unknown key 'stepps' in per_task.reverse: did you mean 'steps'?"),
@@ -115,6 +115,8 @@ def test_a_run_leaves_records_curves_and_a_report(smoke: Smoke) -> None:
     for record in found:
         assert (record["status"], record["reason"]) == ("done", None)
         assert record["data"]["fingerprint"]
+        assert record["matching"]["solved"]
+        assert not ledger.is_stale(record)
         assert record["ran"]["loss"]
         assert record["environment"]["versions"]["torch"]
         assert (folder / record["log"]).is_file()
@@ -134,24 +136,25 @@ def test_a_run_leaves_records_curves_and_a_report(smoke: Smoke) -> None:
     assert list((folder / "figures").glob("*.svg"))
 
 
-def test_a_second_run_only_rebuilds_the_report(smoke: Smoke, archlab: Archlab) -> None:
+def test_a_second_run_only_rebuilds_the_report(smoke: Smoke, capsys: pytest.CaptureFixture[str]) -> None:
     _, folder = smoke
     before = records(folder)
     (folder / "report.html").unlink()
-    done = archlab("compare", "--config", "smoke", "--out", folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert cli.main(["compare", "--config", "smoke", "--out", str(folder)]) == 0
+    assert capsys.readouterr().err == ""
     assert records(folder) == before
     assert (folder / "report.html").is_file()
 
 
-def test_report_writes_the_same_again_from_the_records(smoke: Smoke, archlab: Archlab) -> None:
+def test_report_writes_the_same_again_from_the_records(smoke: Smoke, capsys: pytest.CaptureFixture[str]) -> None:
     _, folder = smoke
     before = (folder / "report.md").read_text()
     (folder / "report.md").unlink()
-    done = archlab("report", folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert cli.main(["report", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
     assert (folder / "report.md").read_text() == before
-    assert all(arch in done.stdout for arch in archs.names())
+    assert all(arch in printed.out for arch in archs.names())
 
 
 def test_a_folder_of_another_experiment_is_left_alone(smoke: Smoke, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,10 +168,14 @@ def test_a_folder_of_another_experiment_is_left_alone(smoke: Smoke, capsys: pyte
     assert (records(folder), (folder / "experiment.yaml").read_text(), (folder / "report.md").read_text()) == before
 
 
-def test_a_dry_run_shows_the_cells_and_writes_nothing(archlab: Archlab, tmp_path: Path) -> None:
-    done = archlab("compare", "--config", "smoke", "--dry-run", "--out", "x", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(arch in done.stdout for arch in archs.names())
+def test_a_dry_run_shows_the_cells_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", "--config", "smoke", "--dry-run", "--out", "x"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert all(arch in printed.out for arch in archs.names())
     assert not list(tmp_path.iterdir())
 
 

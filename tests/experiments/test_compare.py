@@ -293,19 +293,3 @@ def test_the_call_and_the_module_share_a_name() -> None:
     assert not hasattr(experiments, "compair")
     code = "import experiments, sys; experiments.compare; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_smoke_from_the_command_line(archlab: Any, tmp_path: Path) -> None:
-    """The real thing: all four architectures, from the command to the report."""
-    folder = tmp_path / "smoke"
-    done = archlab("compare", "--config", "smoke", "--out", folder, "--jobs", 2, timeout=280)
-    assert (done.returncode, done.stderr) == (0, "")
-    records = Ledger(folder).records().values()
-    assert {(record["cell"]["label"], record["kind"]): record["status"] for record in records} == {
-        (arch, kind): "done" for arch in ("seq2seq", "transformer", "gqa", "mamba") for kind in ("train", "cost")
-    }
-    assert all(record["data"]["fingerprint"] and record["matching"]["solved"] for record in records)
-    assert not any(ledger.is_stale(record) for record in records)
-    assert str(folder / "report.html") in done.stdout
-    assert (folder / "report.html").stat().st_size > 10_000
-    assert len({path.parent for path in (folder / "tb").glob("*/*/*/events*")}) == 4

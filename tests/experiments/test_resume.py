@@ -28,7 +28,7 @@ from experiments.training import train
 CONTEXT = multiprocessing.get_context("forkserver")
 KILLS = 3
 TIMES = {"seconds", "tokens_per_second"}
-LONG = {"steps": 60, "val_every": 7}
+LONG = {"steps": 45, "val_every": 7}
 
 
 def child(cell_json: dict[str, Any], folder: Path, every: float) -> None:
@@ -65,8 +65,8 @@ def kill_somewhere(toy: Cell, folder: Path, moment: random.Random) -> int | None
     return process.exitcode
 
 
-def finish(toy: Cell, folder: Path) -> None:
-    process = start(toy, folder, every=0.0)
+def finish(toy: Cell, folder: Path, every: float = 0.0) -> None:
+    process = start(toy, folder, every)
     process.join(120)
     assert process.exitcode == 0
 
@@ -101,7 +101,7 @@ def load(toy: Cell, folder: Path) -> dict[str, Any]:
 
 def test_killed_runs_end_bit_for_bit_like_an_uninterrupted_one(tmp_path: Path) -> None:
     toy = cell(train=LONG)
-    finish(toy, tmp_path / "whole")
+    finish(toy, tmp_path / "whole", every=60.0)
     moment = random.Random(0)
     codes = [kill_somewhere(toy, tmp_path / "killed", moment) for _ in range(KILLS)]
     assert codes.count(-signal.SIGKILL) >= KILLS - 1, codes
@@ -111,7 +111,7 @@ def test_killed_runs_end_bit_for_bit_like_an_uninterrupted_one(tmp_path: Path) -
         assert_same(whole[part], killed[part])
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")]
     assert untimed(results[0]) == untimed(results[1])
-    assert [point["step"] for point in results[1]["quality"]["curve"]] == [*range(7, 60, 7), 60]
+    assert [point["step"] for point in results[1]["quality"]["curve"]] == [*range(7, 45, 7), 45]
 
 
 class Crash(BaseException):
