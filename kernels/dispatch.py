@@ -73,9 +73,15 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
     backend is unknown or cannot run them.
     """
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor.is_floating_point()))
+    dtypes = {tensor.dtype for tensor in tensors}
+    dtype = dtypes.pop() if len(dtypes) == 1 else _common(dtypes)
     name = _choose(op, backend, dtype, tensors[0].device)
     return _functions[op][name](*arguments)
+
+
+def _common(dtypes: set[torch.dtype]) -> torch.dtype:
+    """What numbers of these floating dtypes are together; others, of masks, do not count."""
+    return functools.reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
 
 
 @torch.compiler.assume_constant_result

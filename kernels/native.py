@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from kernels import build
 
 _WORK_PER_THREAD = 2**18  # multiply-adds, about, that pay for starting a thread
+_ABSENT = tuple((0,) * (1 + rank) for rank in range(5))
+_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
-class View(ctypes.Structure):
-    """A float32 tensor (rows, channels, steps) with its strides in elements, as in tiles.h; no data = absent."""
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing but torch's eager mode will see a call on these: then it need not go by way of an operator.
 
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "channel", "step"))]
+    An operator is what torch.compile, FakeTensor and the like understand; it costs 10 to 40 microseconds a call.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or peek_interpreter_stack() is not None
+        or any(type(tensor) not in _PLAIN for tensor in tensors)
+    )
 
 
-def view(tensor: Tensor) -> View:
-    """(B, D, L) as it is; (D, N) and (D,) the same for every row."""
-    strides = tensor.stride()
-    if len(strides) < 3:
-        strides = (0, *strides) if len(strides) == 2 else (0, *strides, 0)
-    return View(tensor.data_ptr(), *strides)
+def numbers(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
+    """Address and `rank` strides of a tensor, as a C structure holds them; all 0 where there is none.
+
+    (B, D, L) as it is; (D, N) the same for every row; (D,) the same for every row and step. With rank 4 (B, G, N, L)
+    as it is; (B, D, N) and (D, N) as one group per channel, the same for every step (and row).
+    """
+    if tensor is None:
+        return _ABSENT[rank]
+    strides, given = tensor.stride(), tensor.dim()
+    if given < rank:
+        before = 1 if given < 3 else 0
+        strides = (0,) * before + strides + (0,) * (rank - given - before)
+    return tensor.data_ptr(), *strides
 
 
 def threads(work: int) -> int:
@@ -33,12 +52,18 @@ def threads(work: int) -> int:
     return min(torch.get_num_threads(), 1 + work // _WORK_PER_THREAD)
 
 
-def call(library: ctypes.CDLL | build.BuildError, function: str, problem: ctypes.Structure) -> None:
-    """Call a function of a library. Raises BuildError if there is no library, MemoryError if memory ran out."""
+def call(library: ctypes.CDLL | build.BuildError, function: str, problem: Iterable[int]) -> None:
+    """Call a function of a library on a structure of 64-bit integers and addresses.
+
+    The tensors behind it must outlive the call. Raises BuildError if there is no library, MemoryError if memory ran
+    out.
+    """
     if isinstance(library, build.BuildError):
         raise library
-    if getattr(library, function)(ctypes.byref(problem)) != 0:
+    address, _ = (held := array("q", problem)).buffer_info()
+    if getattr(library, function)(ctypes.c_void_p(address)) != 0:
         raise MemoryError(f"{function}: out of memory")
+    del held
 
 
 def why_not(

@@ -15,26 +15,14 @@ import torch
 from torch import Tensor
 
 from kernels import build, native
-from kernels.native import View, view
 
 RANK = 20
 FALLBACK = False
 
-_SIZES = ("rows", "queries", "keys", "hidden", "width", "threads")
 _VIEWS = (
     *("query", "key", "value", "v", "context", "weights"),
     *("dcontext", "dquery", "dkey", "dvalue", "dv"),
 )
-
-
-class Problem(ctypes.Structure):
-    """What one call is given and where its results go; the tensors behind it must outlive the call."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        ("mask", ctypes.c_void_p),
-        *((name, View) for name in _VIEWS),
-    ]
 
 
 @functools.cache
@@ -60,9 +48,9 @@ def _solve(function: str, mask: Tensor | None, **tensors: Tensor) -> None:
     _, keys, width = tensors["value"].shape
     threads = native.threads(8 * rows * queries * keys * hidden)
     mask = None if mask is None else mask.contiguous()
-    problem = Problem(rows, queries, keys, hidden, width, threads, None if mask is None else mask.data_ptr())
-    for name, tensor in tensors.items():
-        setattr(problem, name, view(tensor))
+    problem = [rows, queries, keys, hidden, width, threads, 0 if mask is None else mask.data_ptr()]
+    for name in _VIEWS:
+        problem += native.numbers(tensors.get(name), 3)
     native.call(library(), function, problem)
 
 

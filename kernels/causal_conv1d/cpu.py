@@ -15,19 +15,11 @@ import torch
 from torch import Tensor
 
 from kernels import build, native
-from kernels.native import View, view
 
 RANK = 20
 FALLBACK = False
 
-_SIZES = ("rows", "channels", "length", "width", "threads", "silu")
 _VIEWS = ("x", "weight", "bias", "initial", "out", "dout", "dx", "dweight", "dbias", "dinitial")
-
-
-class Problem(ctypes.Structure):
-    """What one call is given and where its results go; the tensors behind it must outlive the call."""
-
-    _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, View) for name in _VIEWS)]
 
 
 @functools.cache
@@ -59,10 +51,9 @@ def _solve(function: str, silu: bool, **tensors: Tensor | None) -> None:
     assert x is not None
     assert weight is not None
     width = weight.shape[1]
-    problem = Problem(*x.shape, width, native.threads(x.numel() * (width + 8)), silu)
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            setattr(problem, name, view(tensor))
+    problem = [*x.shape, width, native.threads(x.numel() * (width + 8)), silu]
+    for name in _VIEWS:
+        problem += native.numbers(tensors.get(name), 3)
     native.call(library(), function, problem)
 
 

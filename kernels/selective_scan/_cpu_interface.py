@@ -1,4 +1,4 @@
-"""The C interface of cpu.cpp: its structures field by field, and the calls."""
+"""The C interface of cpu.cpp: its structure field by field, and the calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from kernels import build, native
-from kernels.native import View, view
 
 WINDOW = 64
 """Steps between two states that the forward pass keeps for the backward pass."""
@@ -17,64 +16,43 @@ PART = 128
 """Channels that share one sum of the gradients of B and C."""
 
 
-class Matrix(ctypes.Structure):
-    """A float32 tensor (rows, groups, states, steps) with its strides in elements."""
-
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "group", "state", "step"))]
-
-
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial")
 """The arguments of the scan, in the order of the operators."""
 
-_SIZES = (
-    *("rows", "channels", "length", "states", "groups", "parts"),
-    *("threads", "softplus", "constant_B", "constant_C"),
-)
-_VIEWS = (
-    *("u", "delta", "z", "A", "D", "bias", "initial", "kept", "out", "last"),
-    *("dout", "dlast", "du", "ddelta", "dz", "dA", "dD", "dbias", "dinitial"),
-)
-_MATRICES = ("B", "C", "dB", "dC")
+_FORWARD = ("u", "delta", "z", "A", "D", "bias", "initial", "kept")
+_BACKWARD = ("dout", "dlast", "du", "ddelta", "dz", "dA", "dD", "dbias", "dinitial")
 
 
-class Problem(ctypes.Structure):
-    """What one call is given and where its results go; the tensors behind it must outlive the call."""
+def solve(function: str, softplus: bool, tensors: dict[str, Tensor | None]) -> None:
+    """Call a function of the library; the structure is `Problem` of cpu_problem.h, absent tensors are left out.
 
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, View) for name in _VIEWS),
-        *((name, Matrix) for name in _MATRICES),
+    Raises BuildError if there is no library, MemoryError if memory ran out.
+    """
+    u, A, B, C = (tensor for name in ("u", "A", "B", "C") if (tensor := tensors[name]) is not None)
+    groups = next((matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4), 1)
+    rows, channels, length = u.shape
+    states = A.shape[1]
+    problem = [
+        *(rows, channels, length, states, groups, parts_of(channels, groups)),
+        *(native.threads(u.numel() * states), softplus, B.dim() == 2, C.dim() == 2),
     ]
-
-    def __init__(self, tensors: tuple[Tensor | None, ...], softplus: bool) -> None:
-        u, _, A, B, C = (tensor for tensor in tensors[:5] if tensor is not None)
-        groups = next((matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4), 1)
-        states = A.shape[1]
-        threads = native.threads(u.numel() * states)
-        sizes = *u.shape, states, groups, parts_of(u.shape[1], groups)
-        super().__init__(*sizes, threads, softplus, B.dim() == 2, C.dim() == 2)
-        self.set(**dict(zip(NAMES, tensors, strict=True)))
-
-    def set(self, **tensors: Tensor | None) -> None:
-        """Point fields at tensors; those never set are absent."""
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                setattr(self, name, matrix(tensor) if name in _MATRICES else view(tensor))
-
-    def solve(self, function: str) -> None:
-        """Call a function of the library. Raises BuildError if there is no library, MemoryError if memory ran out."""
-        native.call(library(), function, self)
+    for name in _FORWARD:
+        problem += native.numbers(tensors.get(name), 3)
+    problem += native.numbers(B, 4)
+    problem += native.numbers(C, 4)
+    problem += native.numbers(tensors.get("out"), 3)
+    problem += native.numbers(tensors.get("last"), 3)
+    if "dout" in tensors:  # the forward pass reads no further
+        for name in _BACKWARD:
+            problem += native.numbers(tensors.get(name), 3)
+        problem += native.numbers(tensors["dB"], 4)
+        problem += native.numbers(tensors["dC"], 4)
+    native.call(library(), function, problem)
 
 
 def parts_of(channels: int, groups: int) -> int:
     """The number of parts in a group."""
     return -(-channels // groups // PART)
-
-
-def matrix(tensor: Tensor) -> Matrix:
-    """(B, G, N, L) as it is; (B, D, N) and (D, N) as one group per channel, the same for every step (and row)."""
-    strides = {4: tensor.stride(), 3: (*tensor.stride(), 0), 2: (0, *tensor.stride(), 0)}[tensor.dim()]
-    return Matrix(tensor.data_ptr(), *strides)
 
 
 @functools.cache

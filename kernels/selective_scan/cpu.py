@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.selective_scan._cpu_interface import NAMES, WINDOW, Problem, library, parts_of
+from kernels.selective_scan._cpu_interface import NAMES, WINDOW, library, parts_of, solve
 
 RANK = 20
 FALLBACK = False
@@ -40,11 +40,39 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
     B, C = _same_groups(B, C)
-    optional = [None if t is None else t.float() for t in (D, z, delta_bias, initial_state)]
-    tensors = [u.float(), delta.float(), A.float(), B.float(), C.float(), *optional]
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    tensors = [t if t is None or t.dtype == torch.float32 else t.float() for t in given]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, last_state, _ = scan(*tensors, delta_softplus, keep)
-    return out.to(u.dtype), last_state
+    if not native.plain(*tensors):
+        out, last_state, _ = scan(*tensors, delta_softplus, keep)
+    elif keep:
+        out, last_state = Scan.apply(*tensors, delta_softplus)
+    else:
+        out, last_state, _ = _scanned(*tensors, delta_softplus, keep)
+    return out if out.dtype == u.dtype else out.to(u.dtype), last_state
+
+
+class Scan(torch.autograd.Function):
+    """The operator's forward and backward pass in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The tensors in the order of NAMES, then whether there is a softplus; returns out and the last state."""
+        *tensors, ctx.softplus = inputs
+        out, last, kept = _scanned(*tensors, ctx.softplus, True)
+        ctx.save_for_backward(kept, *tensors)
+        ctx.set_materialize_grads(False)
+        return out, last
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs. Second derivatives raise: the operator says so."""
+        kept, *tensors = ctx.saved_tensors
+        dout = torch.zeros_like(tensors[0]) if dout is None else dout
+        dlast = dout.new_zeros(kept.shape[0], *tensors[2].shape) if dlast is None else dlast
+        differentiate = scan_backward if torch.is_grad_enabled() else _scan_gradients
+        gradients = differentiate(dout, dlast, kept, *tensors, ctx.softplus)
+        return *native.given(tensors, gradients), None
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,12 +102,7 @@ def scan(
     Returns out (B, D, L), h_L (B, D, N) and the state before every window but the first (B, windows - 1, D, N), which
     the backward pass needs; the last is empty unless `keep`.
     """
-    results = _scan_results(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
-    out, last, kept = results
-    problem = Problem((u, delta, A, B, C, D, z, bias, initial), softplus)
-    problem.set(out=out, last=last, kept=kept.flatten(0, 1) if keep else None)
-    problem.solve("selective_scan_forward")
-    return results
+    return _scanned(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
 
 
 @scan.register_fake
@@ -119,13 +142,7 @@ def scan_backward(
     softplus: bool,
 ) -> list[Tensor]:
     """The gradients of u, delta, A, B, C, D, z, bias and initial; empty for what is absent."""
-    tensors = (u, delta, A, B, C, D, z, bias, initial)
-    rooms = _rooms(tensors)
-    problem = Problem(tensors, softplus)
-    problem.set(dout=dout, dlast=dlast, kept=kept.flatten(0, 1))
-    problem.set(**{f"d{name}": room for name, room in zip(NAMES, rooms, strict=True)})
-    problem.solve("selective_scan_backward")
-    return _added_up(rooms, u)
+    return _scan_gradients(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
 
 
 @scan_backward.register_fake
@@ -145,6 +162,26 @@ def _scan_backward_results(
     softplus: bool,
 ) -> list[Tensor]:
     return _added_up(_rooms((u, delta, A, B, C, D, z, bias, initial)), u)
+
+
+def _scanned(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `scan`, at work."""
+    *tensors, softplus, keep = inputs
+    results = out, last, kept = _scan_results(*inputs)
+    named = dict(zip(NAMES, tensors, strict=True))
+    kept = kept.flatten(0, 1) if keep else None
+    solve("selective_scan_forward", softplus, {**named, "out": out, "last": last, "kept": kept})
+    return results
+
+
+def _scan_gradients(dout: Tensor, dlast: Tensor, kept: Tensor, *inputs: Any) -> list[Tensor]:
+    """The operator `scan_backward`, at work."""
+    *tensors, softplus = inputs
+    rooms = _rooms(tuple(tensors))
+    named = dict(zip(NAMES, tensors, strict=True))
+    named |= {f"d{name}": room for name, room in zip(NAMES, rooms, strict=True)}
+    solve("selective_scan_backward", softplus, {**named, "dout": dout, "dlast": dlast, "kept": kept.flatten(0, 1)})
+    return _added_up(rooms, tensors[0])
 
 
 def _rooms(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:

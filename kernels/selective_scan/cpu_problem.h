@@ -27,9 +27,10 @@ struct Matrix {
 struct Problem {
     int64_t rows, channels, length, states, groups, parts, threads, softplus, constant_B, constant_C;
     View u, delta, z, A, D, bias, initial, kept;                // arguments
-    View out, last;                                             // results of the forward pass
+    Matrix B, C;
+    View out, last;                                             // results of the forward pass, which reads no further
     View dout, dlast, du, ddelta, dz, dA, dD, dbias, dinitial;  // of the backward pass
-    Matrix B, C, dB, dC;                                        // a row of dB, dC = a part of a row
+    Matrix dB, dC;                                              // a row of them = a part of a row
 };
 
 // The channels [first, first + count) of one row, all of one group.
