@@ -5,6 +5,10 @@ for a source of any length. `bahdanau`: Bahdanau et al. 2015 (section 3.1, appen
 the previous decoder state and fed into the next one. `luong`: Luong et al. 2015 (section 3.1), dot or general
 attention queried by the current decoder state, global, without input feeding.
 
+What surrounds the attention is the same for all three, so that they compare: the decoder starts from tanh(W [ahead;
+back]) of the encoder's final states, and features are tanh(W [state; context; input]), where Bahdanau et al. have a
+maxout layer and Luong et al. leave the input out.
+
 State: the decoder's recurrent state, and with attention the encoded source and its projected keys.
 """
 
