@@ -132,9 +132,9 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int | None]]:
 
     On a CPU the process's resident memory as Linux counts it, after freed memory has gone back to the system.
     """
-    before = _allocated(device)
+    before = allocated(device)
     yield lambda: after if before is None or after is None else after - before
-    after = _most_allocated(device)
+    after = most_allocated(device)
 
 
 def throughput(bench: Bench, rate: Callable[[Bench], float]) -> dict[str, float]:
@@ -243,7 +243,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _allocated(device: torch.device) -> int | None:
+def allocated(device: torch.device) -> int | None:
     """Bytes held now, with the record of their peak reset; None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -255,8 +255,8 @@ def _allocated(device: torch.device) -> int | None:
     return None
 
 
-def _most_allocated(device: torch.device) -> int | None:
-    """Bytes at the peak since `_allocated`; None where the system does not tell."""
+def most_allocated(device: torch.device) -> int | None:
+    """Bytes at the peak since `allocated`; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):
