@@ -54,8 +54,11 @@ def backends() -> Iterator[tuple[str, str, str | None]]:
 
 
 def first_line(path: Path) -> str:
-    """The first line of a file's docstring, read without importing it."""
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    """The first line of a file's docstring, read without importing it; of a file that is no Python, where it is not."""
+    try:
+        docstring = ast.get_docstring(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError) as error:
+        return f"does not parse: {error}"
     return docstring.splitlines()[0] if docstring else ""
 
 

@@ -99,3 +99,8 @@ def test_one_line_is_read_without_importing(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text('"""What it is.\n\nAnd more."""\nraise RuntimeError("imported")\n')
     assert inventory.first_line(file) == "What it is."
+
+
+def test_a_file_that_is_no_python_is_listed_as_such(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def (:\n")
+    assert inventory.first_line(tmp_path / "broken.py").startswith("does not parse: invalid syntax")
