@@ -95,10 +95,18 @@ def examine(given: dict[str, Any]) -> int:
     return doctor.show_health()
 
 
+def bench(given: dict[str, Any]) -> int:
+    """Measure kernels and training steps against their peers and against this machine."""
+    from experiments.bench import bench as run
+
+    return run(given.get("only"), given.get("device"), Path(given.get("out") or "runs/bench.json"), console())
+
+
 COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "compare": compare,
     "report": report,
     "tensorboard": tensorboard,
+    "bench": bench,
     "list": show_list,
     "doctor": examine,
 }

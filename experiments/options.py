@@ -54,6 +54,7 @@ def build_parser(command: str | None = None) -> ArgumentParser:
         "compare": (_fill_compare, "architectures x tasks x seeds head to head, then the report"),
         "report": (_fill_folder, "build the report of a folder again"),
         "tensorboard": (_fill_tensorboard, "open the curves of a folder, on this machine only"),
+        "bench": (_fill_bench, "kernels against their peers and this machine's measured ceilings"),
         "list": (None, "architectures, tasks, kernels and presets"),
         "doctor": (None, "what runs here, and the one command that mends each miss"),
     }.items():
@@ -75,6 +76,12 @@ def _fill_folder(parser: ArgumentParser) -> None:
 def _fill_tensorboard(parser: ArgumentParser) -> None:
     _fill_folder(parser)
     parser.add_argument("--port", type=int, help="by default 6006, or the next free one")
+
+
+def _fill_bench(parser: ArgumentParser) -> None:
+    parser.add_argument("--only", type=CommaList(str), metavar="A,B", help="these benchmarks, by default all")
+    parser.add_argument("--device", type=str, help="cpu, the default, or cuda")
+    parser.add_argument("--out", type=str, metavar="FILE", help="the JSON file, by default runs/bench.json")
 
 
 def _fill_compare(parser: ArgumentParser) -> None:

@@ -29,6 +29,7 @@ COMPARE = """
         ("compare", COMPARE.split()),
         ("report", ["--help"]),
         ("tensorboard", ["--help", "--port"]),
+        ("bench", ["--help", "--only", "--device", "--out"]),
         ("list", ["--help"]),
         ("doctor", ["--help"]),
     ],
@@ -36,7 +37,7 @@ COMPARE = """
 def test_the_surface_is_frozen(command: str, surface: list[str]) -> None:
     """Options are a promise: adding or renaming one changes this list, knowingly."""
     assert options.option_names(options.commands(options.build_parser(command))[command]) == surface
-    assert list(cli.COMMANDS) == ["compare", "report", "tensorboard", "list", "doctor"]
+    assert list(cli.COMMANDS) == ["compare", "report", "tensorboard", "bench", "list", "doctor"]
 
 
 def test_help_is_fast_and_light(archlab: Archlab) -> None:

@@ -1,0 +1,156 @@
+"""How things are timed: what is compared takes turns, so that a busy machine is busy for all; medians are reported."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from experiments import measure
+from kernels import ceilings
+
+LEAST, MOST = 3, 30
+"""Timings of each contestant: at least, at most."""
+SECONDS = 4.0
+"""What the timings of one case may take together, beyond the least number of them."""
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: something to compute, by us and by others.
+
+    floor: ceiling -> how much of it is needed at least: 'exp' and 'tanh' (numbers), 'copy' (bytes read or written),
+    'gemm' (floating point operations). together: whether these add up; else the largest counts.
+    peers: name -> what does the same, or why there is nothing.
+    """
+
+    name: str
+    ours: Work
+    floor: Mapping[str, float]
+    peers: Mapping[str, Work | str] = field(default_factory=dict)
+    together: bool = False
+
+
+def ceiling(name: str, device: torch.device) -> tuple[Work, float] | None:
+    """Something that takes a few milliseconds and does nothing but what the ceiling is about, and how much of it.
+
+    None where there is no way to tell.
+    """
+    if name == "copy":
+        source = torch.ones(2**24 if device.type == "cpu" else 2**28, device=device)
+        target = torch.empty_like(source)
+        target.zero_()
+        return lambda: target.copy_(source), 2 * source.nbytes
+    if name == "gemm":
+        size = 768 if device.type == "cpu" else 8192
+        left, right = (torch.randn(size, size, device=device) for _ in range(2))
+        return lambda: left @ right, 2 * size**3
+    return ceilings.vector(name, 2**25) if device.type == "cpu" else None
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Seconds that it takes until the device is done."""
+    _synchronize(device)
+    begun = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - begun
+
+
+def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[str, Any]:
+    """The case's record: medians in seconds, the floor of the same run, ratios, and peaks of memory.
+
+    told: what is being done now.
+    """
+    limits = {name: found for name in case.floor if (found := ceiling(name, device)) is not None}
+    works: dict[str, Work] = {"ours": case.ours}
+    works |= {name: peer for name, peer in case.peers.items() if not isinstance(peer, str)}
+    memory: dict[str, int | None] = {}
+    failed: dict[str, str] = {name: peer for name, peer in case.peers.items() if isinstance(peer, str)}
+    for name in list(works):
+        told(f"{case.name}: {name}, first run")
+        try:
+            works[name]()
+            memory[name] = _peak(works[name], device)
+        except (RuntimeError, MemoryError) as error:
+            if name == "ours":
+                raise
+            failed[name] = " ".join(str(error).split())[:120]
+            del works[name]
+    contestants = works | {f"ceiling {name}": work for name, (work, _) in limits.items()}
+    told(f"{case.name}: {', '.join(works)}")
+    times = _take_turns(contestants, device)
+    return _record(case, times, {name: amount for name, (_, amount) in limits.items()}, memory, failed)
+
+
+def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each, after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for work in contestants.values():
+        work()
+    begun = time.perf_counter()
+    for turn in range(MOST):
+        if turn >= LEAST and time.perf_counter() - begun > SECONDS:
+            break
+        for name, work in contestants.items():
+            times[name].append(timed(work, device))
+    return times
+
+
+def _record(
+    case: Case,
+    times: Mapping[str, list[float]],
+    amounts: Mapping[str, float],
+    memory: Mapping[str, int | None],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    rates = {name: amount / medians[f"ceiling {name}"] for name, amount in amounts.items()}
+    floors = {name: case.floor[name] / rate for name, rate in rates.items()}
+    floor = (sum if case.together else max)(floors.values()) if floors else None
+    peers = {
+        name: {
+            "seconds": medians[name],
+            "ratio": _ratio(times[name], times["ours"]),
+            "peak_bytes": memory[name],
+        }
+        for name in case.peers
+        if name in medians
+    }
+    return {
+        "name": case.name,
+        "seconds": medians["ours"],
+        "repeats": len(times["ours"]),
+        "peak_bytes": memory["ours"],
+        "floor_seconds": floor,
+        "floors": floors,
+        "share_of_ceiling": None if floor is None else floor / medians["ours"],
+        "ceilings": rates,
+        "peers": peers | {name: {"missing": reason} for name, reason in failed.items()},
+    }
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> float:
+    """The median of the ratios of the turns: what disturbs one turn disturbs both."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def _peak(work: Work, device: torch.device) -> int | None:
+    """Bytes at the peak of one run, above what is held before; None where the system does not tell."""
+    gc.collect()
+    before = measure.allocated(device)
+    work()
+    after = measure.most_allocated(device)
+    return None if before is None or after is None else after - before
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,19 @@
+"""Where the peers come from."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from experiments.bench._measure import Work
+
+
+def peer(module: str, make: Callable[[Any], Work]) -> Work | str:
+    """What `make` gives of a module that may be installed, else why there is nothing to compare with."""
+    try:
+        return make(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        return f"missing ({error.name})"
+    except Exception as error:
+        return f"cannot run ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"

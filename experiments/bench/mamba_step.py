@@ -1,0 +1,60 @@
+"""A training step of mamba against mambapy's, and against the sum of the floors of what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import archs
+from experiments.bench._measure import Case, Work
+from experiments.bench._peers import peer
+
+VOCABULARY, WIDTH, LAYERS, STATES = 64, 128, 2, 16
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    """Two rows of 4096 tokens."""
+    yield _case(2, 4096, device)
+
+
+def _case(rows: int, length: int, device: torch.device) -> Case:
+    ids = torch.randint(3, VOCABULARY, (rows, length), device=device)
+    model = archs.build("mamba", VOCABULARY, d_model=WIDTH, n_layers=LAYERS).to(device)
+    source = archs.Tokens(ids[:, :1].contiguous(), None)
+    ours = step(model, lambda: model(source, ids[:, 1:]), ids[:, 1:])
+    theirs = peer("mambapy.mamba", lambda module: _mambapy(module, ids))
+    return Case(f"{rows} x {length} tokens", ours, _floor(model, ids), {"mambapy": theirs}, together=True)
+
+
+def step(model: nn.Module, logits: Any, labels: Tensor) -> Work:
+    """One step of AdamW on the mean cross entropy."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def work() -> None:
+        F.cross_entropy(logits().flatten(0, 1), labels.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work
+
+
+def _floor(model: nn.Module, ids: Tensor) -> dict[str, float]:
+    """Three products per weight, every exp of the scan twice, and each pass's activations once."""
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "A_log" not in name)
+    elements = ids.numel() * 2 * WIDTH * LAYERS
+    return {
+        "gemm": 6.0 * matrices * ids.numel(),
+        "exp": 2.0 * elements * (STATES + 4),
+        "copy": 4.0 * elements * (4 + 11 + 2 + 5),  # scan and convolution, forward and backward
+    }
+
+
+def _mambapy(module: Any, ids: Tensor) -> Work:
+    config = module.MambaConfig(d_model=WIDTH, n_layers=LAYERS, d_state=STATES)
+    embedding, readout = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+    model = nn.ModuleDict({"embedding": embedding, "body": module.Mamba(config), "readout": readout}).to(ids.device)
+    return step(model, lambda: readout(model["body"](embedding(ids[:, :-1]))), ids[:, 1:])

@@ -1,0 +1,156 @@
+"""The selective scan against what a user can write or install today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._higher_order_ops.associative_scan import associative_scan
+
+import kernels
+from experiments.bench._measure import Case, Work
+from experiments.bench._peers import peer
+
+CHUNK = 16
+"""Steps of one compiled graph."""
+STATES = 16
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    """The shape of a large layer, and two lengths at which training is compared; memory and time against length."""
+    yield _case("forward", 1, 1536, 2048, device)
+    yield _case("forward+backward", 1, 1536, 2048, device)
+    for length in (1024, 4096):
+        yield _case("forward", 2, 512, length, device)
+        yield _case("forward+backward", 2, 512, length, device)
+    for length in (2**10, 2**14, 2**18, 2**20):
+        yield _case("forward", 1, 32, length, device, peers=False)
+
+
+def _case(mode: str, rows: int, channels: int, length: int, device: torch.device, peers: bool = True) -> Case:
+    tensors = draw(rows, channels, length, device)
+    backward = mode != "forward"
+    elements = rows * channels * length
+    floor = {"exp": elements * (STATES + 2), "copy": 16 * elements}
+    if backward:
+        # the backward pass computes every exp again, and reads and writes seven tensors
+        floor = {"exp": 2 * elements * (STATES + 2), "copy": 44 * elements}
+    contestants: dict[str, Any] = {
+        "eager loop": lambda: _ours(tensors, "reference"),
+        "16-step chunk, compiled": _compiled(_in_chunks, tensors),
+        "associative_scan, compiled": _compiled(_associative, tensors),
+        "mambapy pscan": peer("mambapy.pscan", lambda module: lambda: _pscan(module.pscan, tensors)),
+        "mamba_ssm": peer("mamba_ssm.ops.selective_scan_interface", lambda module: _mamba_ssm(module, tensors)),
+    }
+    if backward or not peers:
+        del contestants["associative_scan, compiled"]  # has no backward pass on a CPU
+    works = {name: c if isinstance(c, str) else _in_mode(c, tensors, backward) for name, c in contestants.items()}
+    ours = _in_mode(lambda: _ours(tensors, "auto"), tensors, backward)
+    name = f"{mode} B={rows} D={channels} L={length}"
+    return Case(name, ours, floor, works if peers else {})
+
+
+def draw(rows: int, channels: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """Arguments as a freshly initialised layer would see them, with gate, skip and softplus; leaves of a graph."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tensors = {
+        "u": normal(rows, channels, length),
+        "delta": normal(rows, channels, length) / 2 - 4,
+        "A": -torch.arange(1.0, STATES + 1).repeat(channels, 1),
+        "B": normal(rows, STATES, length),
+        "C": normal(rows, STATES, length),
+        "D": torch.ones(channels),
+        "z": normal(rows, channels, length),
+        "delta_bias": torch.zeros(channels),
+    }
+    return {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
+
+
+def _ours(tensors: dict[str, Tensor], backend: str) -> Tensor:
+    u, delta, A, B, C, D, z, bias = (tensors[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias"))
+    return kernels.selective_scan(u, delta, A, B, C, D, z, bias, True, backend=backend)
+
+
+def _in_mode(work: Work, tensors: dict[str, Tensor], backward: bool) -> Work:
+    """The work without autograd, or with the gradients of all tensors."""
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return work()
+
+    def both() -> tuple[Tensor, ...]:
+        out = work()
+        return torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out), allow_unused=True)
+
+    return both if backward else forward
+
+
+def _compiled(function: Any, tensors: dict[str, Tensor]) -> Work:
+    ready: list[Any] = []
+
+    def work() -> Tensor:
+        if not ready:
+            torch.compiler.reset()
+            ready.append(torch.compile(function, dynamic=False))
+        return ready[0](tensors) if function is _associative else _in_chunks(tensors, ready[0])
+
+    if function is _in_chunks:
+        function = _chunk
+    return work
+
+
+def _chunk(h: Tensor, delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (B, D, T) and the state (B, D, N) after a few steps, unrolled into one graph."""
+    outputs = []
+    for t in range(delta.shape[2]):
+        h = torch.exp(delta[:, :, t, None] * A) * h + x[:, :, t, None] * B[:, None, :, t]
+        outputs.append((h * C[:, None, :, t]).sum(-1))
+    return torch.stack(outputs, -1), h
+
+
+def _in_chunks(tensors: dict[str, Tensor], chunk: Any = _chunk) -> Tensor:
+    u, delta, z = tensors["u"], _step_size(tensors), tensors["z"]
+    h = u.new_zeros(u.shape[0], u.shape[1], STATES)
+    over_time = (part.split(CHUNK, -1) for part in (delta, delta * u, tensors["B"], tensors["C"]))
+    outputs = []
+    for d, x, B, C in zip(*over_time, strict=True):
+        y, h = chunk(h, d, x, tensors["A"], B, C)
+        outputs.append(y)
+    return (torch.cat(outputs, -1) + tensors["D"][:, None] * u) * F.silu(z)
+
+
+def _associative(tensors: dict[str, Tensor]) -> Tensor:
+    u, delta = tensors["u"], _step_size(tensors)
+    decay = torch.exp(delta[..., None] * tensors["A"][:, None])  # (B, D, L, N)
+    added = (delta * u)[..., None] * tensors["B"].mT[:, None]
+
+    def combine(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    _, h = associative_scan(combine, (decay, added), dim=2, combine_mode="generic")
+    return ((h * tensors["C"].mT[:, None]).sum(-1) + tensors["D"][:, None] * u) * F.silu(tensors["z"])
+
+
+def _pscan(pscan: Any, tensors: dict[str, Tensor]) -> Tensor:
+    u, delta = tensors["u"], _step_size(tensors)
+    decay = torch.exp(delta.mT[..., None] * tensors["A"])  # (B, L, D, N)
+    added = (delta * u).mT[..., None] * tensors["B"].mT[:, :, None]
+    y = (pscan(decay, added) @ tensors["C"].mT[..., None]).squeeze(-1).mT
+    return (y + tensors["D"][:, None] * u) * F.silu(tensors["z"])
+
+
+def _step_size(tensors: dict[str, Tensor]) -> Tensor:
+    return F.softplus(tensors["delta"] + tensors["delta_bias"][:, None])
+
+
+def _mamba_ssm(module: Any, tensors: dict[str, Tensor]) -> Work:
+    if tensors["u"].device.type != "cuda":
+        raise RuntimeError("needs CUDA")
+    return lambda: module.selective_scan_fn(**tensors, delta_softplus=True)
