@@ -20,7 +20,8 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing but torch's eager mode will see a call on these: then it need not go by way of an operator.
+    """Whether nothing but torch's eager mode will see a call on these, and all have memory here: then it need not go by
+    way of an operator.
 
     An operator is what torch.compile, FakeTensor and the like understand; it costs 10 to 40 microseconds a call.
     """
@@ -28,7 +29,7 @@ def plain(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or is_in_torch_dispatch_mode()
         or peek_interpreter_stack() is not None
-        or any(type(tensor) not in _PLAIN for tensor in tensors)
+        or any(type(tensor) not in _PLAIN or not (tensor is None or tensor.is_cpu) for tensor in tensors)
     )
 
 

@@ -121,3 +121,15 @@ def test_refuses_what_it_cannot_run() -> None:
     with pytest.raises(ValueError, match=r"computes in float32, not torch\.float64: take backend='reference'"):
         scan(Case(4).draw(), "cpu")
     assert "serves CPU tensors, not cuda" in (kernels.backends("selective_scan", torch.float32, "cuda")["cpu"] or "")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_tensors_without_memory_have_results_without_memory(keep: bool) -> None:
+    tensors = {name: tensor.to("meta").requires_grad_(keep) for name, tensor in as_float32(Case(70)).items()}
+    out, last_state = scan(tensors, "cpu")
+    assert out.is_meta
+    assert out.shape == tensors["u"].shape
+    assert last_state.shape == (*out.shape[:2], tensors["A"].shape[1])
+    if keep:
+        (out.sum() + last_state.sum()).backward()
+        assert all(tensor.grad is not None and tensor.grad.is_meta for tensor in tensors.values())
