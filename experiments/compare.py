@@ -46,7 +46,7 @@ def run(
     tasks: Sequence[Any] | None = None,
     seeds: int | None = None,
     out: str | Path | None = None,
-    config: str | None = "quick",
+    config: str | None = None,
     jobs: int | None = None,
     retry: Sequence[str] = (),
     console: Console | None = None,

@@ -26,6 +26,7 @@ VERSION = 1
 """Of the record's layout."""
 _RESULT = {"train": "quality", "cost": "cost"}
 """Kind of cell -> the part of a record that is done which holds its result."""
+_LISTS = ("archs", "tasks")
 _INCIDENTAL = ("name", "timeout", "memory_limit", "keep_checkpoints")
 """Fields of Experiment that may change from run to run of one experiment: no result depends on them."""
 _LOCK = ".lock"
@@ -90,7 +91,10 @@ class Ledger:
             yield
 
     def claim(self, experiment: Experiment) -> None:
-        """Write experiment.yaml. Raises UserError where the folder belongs to a different experiment."""
+        """Write experiment.yaml; more seeds, architectures or tasks than before continue what is there.
+
+        Raises UserError where the folder belongs to a different experiment.
+        """
         path = self.folder / "experiment.yaml"
         after = config.to_dict(experiment)
         if path.exists():
@@ -185,16 +189,26 @@ def is_stale(record: Mapping[str, Any]) -> bool:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting in which two experiments differ: dotted name and both values; None where they are the same."""
+    """The first setting in which two experiments differ: dotted name and both values.
+
+    None where they are the same, and where the second holds every cell of the first.
+    """
     for name in after:
         there, here = before.get(name), after[name]
-        if name in _INCIDENTAL or there == here:
+        if name in _INCIDENTAL or there == here or _only_adds(name, there, here):
             continue
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             inner, *values = next(_differences(there, here))
             return f"{name}.{inner}", values[0], values[1]
         return name, there, here
     return None
+
+
+def _only_adds(name: str, there: Any, here: Any) -> bool:
+    """Whether a setting adds cells and leaves those that were there."""
+    if name == "seeds":
+        return bool(here > there)
+    return name in _LISTS and all(item in here for item in there)
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -95,6 +95,14 @@ def test_every_cell_runs_once_and_a_second_run_only_reports(run: Run) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.folder.glob("cells/*.json")} == before
 
 
+def test_more_seeds_and_architectures_join_those_that_ran(run: Run) -> None:
+    assert run() == 0
+    before = set(run.records)
+    assert run(seeds=3, archs=["transformer", "gqa"]) == 0
+    assert len(run.started) == 5
+    assert before < set(run.records)
+
+
 def test_training_cells_share_the_cores_and_cost_cells_have_them_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.resources.cores", lambda: 6)
     run(memory_limit="1GiB", keep_checkpoints=True)
@@ -240,11 +248,11 @@ def refused(run: Callable[..., int], *arguments: Any, **options: Any) -> str:
 
 
 def test_a_folder_in_use_or_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
-    run(seeds=1)
+    run()
     before = {path: path.read_bytes() for path in run.folder.rglob("*.*") if path.is_file()}
-    assert "seeds is 1 there and 2 here" in refused(run, seeds=2)
+    assert "seeds is 2 there and 1 here" in refused(run, seeds=1)
     with Ledger(run.folder).locked():
-        assert "is in use by process" in refused(run, seeds=1)
+        assert "is in use by process" in refused(run)
     assert {path: path.read_bytes() for path in before} == before
     run.folder = tmp_path / "file"
     run.folder.write_text("")

@@ -123,6 +123,16 @@ def test_a_folder_of_a_different_experiment_is_refused_and_left_alone(book: Ledg
     assert (book.folder / "experiment.yaml").read_text() == before
 
 
+def test_what_only_adds_cells_continues_the_experiment(book: Ledger) -> None:
+    book.claim(config.load("smoke", {"seeds": 3}))
+    with pytest.raises(UserError, match=r"different experiment \(seeds is 3 there and 1 here\)"):
+        book.claim(SMOKE)
+    book.claim(config.load("smoke", {"seeds": 3, "archs": [*SMOKE.archs, "gqa:n_kv_heads=1"]}))
+    with pytest.raises(UserError, match=r"different experiment \(archs is "):
+        book.claim(config.load("smoke", {"seeds": 3}))
+    assert config.load(str(book.folder / "experiment.yaml"), {}).seeds == 3
+
+
 def test_limits_do_not_make_a_different_experiment(book: Ledger) -> None:
     book.claim(config.load("smoke", {"timeout": 5, "memory_limit": "3GiB", "keep_checkpoints": True}))
     assert config.load(str(book.folder / "experiment.yaml"), {}).timeout == 5
