@@ -70,7 +70,7 @@ def results(tensors: dict[str, Tensor], backend: str) -> list[Tensor]:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     values = scan(leaves, backend)
     generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype) for v in values]
+    cotangents = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for v in values]
     gradients = torch.autograd.grad(values, list(leaves.values()), cotangents)
     return [*(value.detach() for value in values), *gradients]
 

@@ -1,0 +1,308 @@
+"""The selective scan on NVIDIA GPUs, in CUDA C++ (cuda.cu) compiled at first use by the NVRTC that torch brings.
+
+Inputs in float32, float16 or bfloat16, states and sums in float32. No atomics: the same bits every time. Two operators
+without side effects, each with a fake implementation. The forward pass keeps every 32nd state for the backward pass;
+nothing waits for the GPU, so that a graph can capture it (compile first: run it once before capturing).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from kernels import cuda_driver, native
+from kernels.selective_scan._cuda_problem import (
+    DTYPES,
+    MOST_STATES,
+    WINDOW,
+    Problem,
+    Specialisation,
+    common_dtype,
+    groups_of,
+    segment_length,
+    specialise,
+)
+
+RANK = 19
+FALLBACK = False
+WORKSPACE = 2**28
+"""Bytes that the sums of B's and C's gradients may take while they are made; time is cut to keep to it."""
+
+machine: cuda_driver.Machine = cuda_driver.Gpu("selective_scan/cuda.cu")
+
+
+def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    """Why this backend cannot run such tensors here, with the remedy; None = it can."""
+    if device is not None and device.type != "cuda":
+        return f"it serves CUDA tensors, not {device.type}: move them, or take another backend"
+    if dtype not in (None, *DTYPES):
+        return f"it computes in float32, not {dtype}: take backend='reference'"
+    return cuda_driver.why_not(device)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    if not 1 <= A.shape[1] <= MOST_STATES:
+        raise ValueError(
+            f"selective_scan: the backend 'cuda' serves 1 to {MOST_STATES} states, not {A.shape[1]}: "
+            "take backend='chunked'"
+        )
+    B, C = _same_groups(B, C)
+    dtype = common_dtype(u, delta, B, C, z)
+    x, delta, B, C = (tensor.to(dtype) for tensor in (u, delta, B, C))
+    z = None if z is None else z.to(dtype)
+    D, bias, initial = (None if t is None else t.float() for t in (D, delta_bias, initial_state))
+    tensors = (x, delta, A.float(), B, C, D, z, bias, initial)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, last_state, _ = scan(*tensors, delta_softplus, keep)
+    return out.to(u.dtype), last_state
+
+
+def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """B and C with equally many groups; a constant as it is."""
+    if B.dim() == 2 or C.dim() == 2 or B.shape[1] == C.shape[1]:
+        return B, C
+    groups = math.lcm(B.shape[1], C.shape[1])
+    return B.repeat_interleave(groups // B.shape[1], 1), C.repeat_interleave(groups // C.shape[1], 1)
+
+
+@torch.library.custom_op("archlab::selective_scan_cuda", mutates_args=())
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass; u, delta, B, C and z of one dtype, the others float32.
+
+    Returns out (B, D, L), h_L (B, D, N) and the state before every window but the first (B, windows - 1, D, N), which
+    the backward pass needs; the last is empty unless `keep`.
+    """
+    results = _scan_results(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
+    out, last, kept = results
+    if out.numel():
+        run = _Run(False, u, delta, A, B, C, D, z, bias, initial, softplus)
+        run.problem.set(out=out, last=last, kept=kept if kept.numel() else None)
+        run.over(0, u.shape[2])
+        run.segments("scan_ends")
+        run.launch("scan_forward")
+    return results
+
+
+@scan.register_fake
+def _scan_results(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, channels, length = u.shape
+    states = A.shape[1]
+    windows = (length - 1) // WINDOW if keep else 0
+    return torch.empty_like(u), A.new_empty(rows, channels, states), A.new_empty(rows, windows, channels, states)
+
+
+class _Run:
+    """The launches of one pass."""
+
+    def __init__(
+        self,
+        backward: bool,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        bias: Tensor | None,
+        initial: Tensor | None,
+        softplus: bool,
+    ) -> None:
+        self.u, self.states, self.groups = u, A.shape[1], groups_of(B, C)
+        self.processors = machine.processors(u.device)
+        self.specialisation: Specialisation = specialise(u, A, B, C, backward, self.processors)
+        self.parts = -(-u.shape[1] // self.groups // self.specialisation.channels)
+        self.problem = Problem()
+        self.alive = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
+        A, D, bias, initial = self.alive  # type: ignore[assignment]
+        self.problem.set(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=bias, initial=initial)
+        rows, channels, length = u.shape
+        self.problem.set(rows=rows, channels=channels, length=length, groups=self.groups, states=self.states)
+        self.problem.set(parts=self.parts, softplus=int(softplus), reverse=int(backward))
+
+    def over(self, begin: int, end: int) -> None:
+        """The next launches are about these steps."""
+        blocks = self.parts * self.groups * self.u.shape[0]
+        length = segment_length(end - begin, blocks, self.specialisation, self.processors)
+        self.pieces = -(-(end - begin) // length)
+        self.problem.set(begin=begin, end=end, segment=length, segments=self.pieces)
+
+    def room(self, *shape: int) -> Tensor:
+        """Uninitialised float32 memory."""
+        return self.u.new_empty(shape, dtype=torch.float32)
+
+    def segments(self, kernel: str) -> None:
+        """Find what flows into each segment, where there are several."""
+        if self.pieces == 1:
+            return
+        rows, channels, _ = self.u.shape
+        ends, sums = self.room(rows, self.pieces, channels, self.states), self.room(rows, self.pieces, channels)
+        self.alive += [ends, sums]
+        self.problem.set(ends=ends, sums=sums)
+        self.launch(kernel)
+        machine.launch(
+            self.specialisation,
+            "scan_join",
+            -(-rows * channels * self.states // self.specialisation.threads),
+            self.problem,
+            self.u.device,
+        )
+
+    def launch(self, kernel: str) -> None:
+        """On one block for each row, segment, group and part of it."""
+        blocks = self.u.shape[0] * self.pieces * self.groups * self.parts
+        machine.launch(self.specialisation, kernel, blocks, self.problem, self.u.device)
+
+
+@torch.library.custom_op("archlab::selective_scan_cuda_backward", mutates_args=())
+def scan_backward(
+    dout: Tensor,
+    dlast: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> list[Tensor]:
+    """The gradients of u, delta, A, B, C, D, z, bias and initial; empty for what is absent."""
+    results = _scan_backward_results(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
+    if u.numel() == 0:
+        return [result.zero_() for result in results]
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = results
+    run = _Run(True, u, delta, A, B, C, D, z, bias, initial, softplus)
+    run.problem.set(dout=dout, kept=kept, du=du, ddelta=ddelta, dz=None if z is None else dz)
+    sums: dict[str, list[Tensor]] = {"dA": [], "dD": [], "dbias": [], "dB": [], "dC": []}
+    flow = dlast.contiguous()
+    for begin, end in _stretches(run):
+        flow = _stretch(run, begin, end, flow, dB if B.dim() == 4 else None, dC if C.dim() == 4 else None, sums)
+    given = {"dA": dA, "dD": dD, "dbias": dbias, "dB": dB, "dC": dC}
+    for name, parts in sums.items():
+        if parts and given[name].numel():
+            given[name].copy_(torch.stack(parts).sum(0))
+    if initial is not None:
+        dinitial.copy_(flow)
+    return results
+
+
+def _stretches(run: _Run) -> list[tuple[int, int]]:
+    """Pieces of time, last first, whose workspace keeps to WORKSPACE."""
+    rows, _, length = run.u.shape
+    per_step = 2 * 4 * run.parts * rows * run.groups * run.states
+    most = max(WINDOW, WORKSPACE // per_step // WINDOW * WINDOW)
+    return [(begin, min(begin + most, length)) for begin in reversed(range(0, length, most))]
+
+
+def _stretch(
+    run: _Run,
+    begin: int,
+    end: int,
+    flow: Tensor,
+    dB: Tensor | None,
+    dC: Tensor | None,
+    sums: dict[str, list[Tensor]],
+) -> Tensor:
+    """The backward pass over some steps. Returns what flows on to the steps before, (B, D, N), as `flow` flowed in.
+
+    dB, dC: where the gradient of a variable matrix goes. sums: gets the sums over this stretch of all else.
+    """
+    rows, channels, _ = run.u.shape
+    run.over(begin, end)
+    per_segment, states = (rows, run.pieces, channels), run.states
+    made = {"dA": run.room(*per_segment, states), "dD": run.room(*per_segment), "dbias": run.room(*per_segment)}
+    variable = (run.parts, rows, run.groups, end - begin, states)
+    for name, result in (("dB", dB), ("dC", dC)):
+        made[name] = run.room(*per_segment, states) if result is None else run.room(*variable)
+    flow_on = run.room(rows, channels, states)
+    run.problem.set(dlast=flow, dinitial=flow_on, **made)
+    run.segments("scan_ends_reverse")
+    run.launch("scan_backward")
+    for name, result in (("dB", dB), ("dC", dC)):
+        if result is not None:
+            result[..., begin:end] = made.pop(name).sum(0).mT
+    for name, part in made.items():
+        sums[name].append(part.sum((0, 1)))
+    return flow_on
+
+
+@scan_backward.register_fake
+def _scan_backward_results(
+    dout: Tensor,
+    dlast: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> list[Tensor]:
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    return [A.new_empty(0) if t is None else torch.empty_like(t) for t in tensors]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(output[2], *tensors)
+
+
+def _differentiate(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    kept, *tensors = ctx.saved_tensors
+    gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
+    return *native.given(tensors, gradients), None, None
+
+
+def _no_second_derivatives(ctx: Any, *gradients: Any) -> NoReturn:
+    raise RuntimeError("selective_scan: the backend 'cuda' has no second derivatives: take backend='reference'")
+
+
+scan.register_autograd(_differentiate, setup_context=_save)
+scan_backward.register_autograd(_no_second_derivatives)
