@@ -212,6 +212,8 @@ class Seq2Seq(Backbone[Seq2SeqState]):
 
     def _decode_bahdanau(self, x: Tensor, state: Seq2SeqState) -> tuple[Tensor, Hidden]:
         """Outputs and contexts (B, T, H + 2H): each context is queried by the previous state and fed to the next."""
+        if isinstance(self.decoder, nn.GRU) and self.config.n_layers == 1:
+            return self._decode_fused(self.decoder, x, state)
         hidden, seen = state.hidden, []
         for step, from_input in zip(x.split(1, 1), self._query_of_inputs(x).split(1, 1), strict=True):
             query = self.query(hidden[0][:, -1:]) + from_input
@@ -219,6 +221,28 @@ class Seq2Seq(Backbone[Seq2SeqState]):
             output, hidden = run(self.decoder, torch.cat([step, context], -1), hidden)
             seen.append(torch.cat([output, context], -1))
         return torch.cat(seen, 1), hidden
+
+    def _decode_fused(self, rnn: nn.GRU, x: Tensor, state: Seq2SeqState) -> tuple[Tensor, Hidden]:
+        """The same in one call; what the inputs add to gates and queries is computed for all steps at once."""
+        assert state.keys is not None
+        assert state.memory is not None
+        weight, recurrent_weight, bias, recurrent_bias = rnn.parameters()  # in torch's order, of the one layer
+        from_input, from_context = weight.split([x.shape[-1], state.memory.shape[-1]], 1)
+        mask = source_mask(state.start, state.keys.shape[1])
+        outputs, contexts, last = kernels.attentive_gru(
+            F.linear(x, from_input, bias),
+            self._query_of_inputs(x) + self.query.bias,
+            state.hidden[0][:, 0].to(weight.dtype),
+            from_context,
+            recurrent_weight,
+            recurrent_bias,
+            self.query.weight,
+            state.keys,
+            state.memory,
+            self.v,
+            None if mask is None else mask[:, 0, 0],
+        )
+        return torch.cat([outputs, contexts], -1), (last[:, None],)
 
     def _query_of_inputs(self, x: Tensor) -> Tensor:
         """What embedded inputs (B, T, D) add to the queries: (B, T, H), or zeros (B, T, 1)."""
