@@ -102,8 +102,21 @@ def bench(given: dict[str, Any]) -> int:
     return run(given.get("only"), given.get("device"), Path(given.get("out") or "runs/bench.json"), console())
 
 
+def profile(given: dict[str, Any]) -> int:
+    """Run or continue a profile; the exit status is its own."""
+    from experiments.profile import config as profiles
+
+    source, out, retry = given.pop("config", None), given.pop("out", None), given.pop("retry", ())
+    wanted = profiles.load(source, given)
+    # Imported here: it brings torch.
+    from experiments.profile.run import run
+
+    return run(wanted, Path(out or Path("runs") / wanted.name), retry, console())
+
+
 COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "compare": compare,
+    "profile": profile,
     "report": report,
     "tensorboard": tensorboard,
     "bench": bench,

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import re
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -19,8 +19,8 @@ from yaml import YAMLError
 from experiments import config, strict
 from experiments.errors import UserError
 
-_TABLES = ("arch", "task", "per_task")
-"""Fields of Experiment that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
+_TABLES = {"compare": ("arch", "task", "per_task"), "profile": ("arch",)}
+"""Of a command, the fields that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
@@ -32,7 +32,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     if not argv:
         parser.print_help()
         raise SystemExit(2)
-    argv, settings = _take_settings(argv) if argv[0] == "compare" else (argv, {})
+    argv, settings = _take_settings(argv, _TABLES[argv[0]]) if argv[0] in _TABLES else (argv, {})
     _check_words(parser, argv)
     try:
         given = parser.parse_args(argv, defaults=False).as_dict()
@@ -52,6 +52,7 @@ def build_parser(command: str | None = None) -> ArgumentParser:
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, (fill, description) in {
         "compare": (_fill_compare, "architectures x tasks x seeds head to head, then the report"),
+        "profile": (_fill_profile, "memory and speed against context length, measured and predicted"),
         "report": (_fill_folder, "build the report of a folder again"),
         "tensorboard": (_fill_tensorboard, "open the curves of a folder, on this machine only"),
         "bench": (_fill_bench, "kernels against their peers and this machine's measured ceilings"),
@@ -84,6 +85,22 @@ def _fill_bench(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, metavar="FILE", help="the JSON file, by default runs/bench.json")
 
 
+def _fill_profile(parser: ArgumentParser) -> None:
+    from experiments.profile.config import Profile
+
+    parser.usage = "archlab profile [--config FILE|PRESET] [--out DIR] [--KEY VALUE] ..."
+    parser.add_argument("--config", type=str, metavar="FILE|PRESET", help="what to profile, such as quick")
+    parser.add_argument("--out", type=str, metavar="DIR", help="where it is recorded, by default runs/NAME")
+    parser.add_argument(
+        "--retry",
+        type=CommaList(str),
+        metavar="A,B",
+        help="run again what ended as failed, oom or timeout, or is stale",
+    )
+    parser.add_argument_group("settings of one architecture", "--arch.NAME.KEY VALUE")
+    _add_fields(parser, Profile, flags=("predict",))
+
+
 def _fill_compare(parser: ArgumentParser) -> None:
     parser.usage = "archlab compare [--config FILE|PRESET] [--out DIR] [--KEY VALUE] ..."
     parser.add_argument("--config", type=str, metavar="FILE|PRESET", help="what to run; `archlab list` shows presets")
@@ -103,8 +120,11 @@ def _fill_compare(parser: ArgumentParser) -> None:
     _add_fields(parser, config.Experiment)
 
 
-def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "") -> None:
-    """One option per field of a dataclass, nested ones dotted, with the field's docstring as help."""
+def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "", flags: Sequence[str] = ()) -> None:
+    """One option per field of a dataclass, nested ones dotted, with the field's docstring as help.
+
+    flags: fields that are set by the option alone, without a value.
+    """
     hints = get_type_hints(fields_of)
     parsed = docstring_parser.parse_from_object(fields_of)
     helps = {parameter.arg_name: parameter.description for parameter in parsed.params}
@@ -114,10 +134,10 @@ def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "") -> Non
         hint, name = hints[field.name], f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hint):
             nested.append((hint, f"{name}."))
-        elif field.name not in _TABLES:
+        elif get_origin(hint) is not dict:  # those of items are taken before, see `_take_settings`
             group.add_argument(
                 f"--{name}",
-                **_kind(hint),
+                **({"action": "store_true"} if field.name in flags else _kind(hint)),
                 help=helps.get(field.name) or field.name.replace("_", " "),
                 default=field.default,
             )
@@ -130,7 +150,8 @@ def _kind(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is not tuple:
         return {"type": hint}
     item = get_args(hint)[0]
-    return {"type": CommaList(str if item is Any else item), "metavar": "A,B"}
+    # What a Literal allows is checked with the rest of the configuration.
+    return {"type": CommaList(str if item is Any or get_origin(item) is not None else item), "metavar": "A,B"}
 
 
 class CommaList:
@@ -152,7 +173,7 @@ class CommaList:
         return tuple(self.item(word) if isinstance(word, str) else word for word in value)
 
 
-def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+def _take_settings(argv: list[str], tables: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Take --arch.NAME.KEY VALUE and its like out of the words: any name and key, so no option can be declared."""
     rest: list[str] = []
     settings: dict[str, Any] = {}
@@ -160,7 +181,7 @@ def _take_settings(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
     for word in words:
         option, equals, value = word.partition("=")
         table = option[2:].split(".")[0]
-        if not option.startswith("--") or table not in _TABLES:
+        if not option.startswith("--") or table not in tables:
             rest.append(word)
             continue
         name, _, key = option.removeprefix(f"--{table}.").rpartition(".")
@@ -198,7 +219,7 @@ def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
     for word in argv:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in options:
-            tables = [f"--{table}.NAME.KEY" for table in _TABLES] if command == "compare" else []
+            tables = [f"--{table}.NAME.KEY" for table in _TABLES.get(command or "", ())]
             raise UserError(f"unknown option {option}: {strict.nearest(option, options + tables)}")
 
 

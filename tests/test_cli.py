@@ -22,11 +22,18 @@ COMPARE = """
     --cost.batch_size --cost.seconds
 """
 
+PROFILE = """
+    --help --config --out --retry --name --archs --contexts --predicted --modes --rows --decode_rows
+    --vocab_size --dtype --device --chunk --fallback --predict --card --seconds --timeout --memory_limit
+    --budget.by --budget.value
+"""
+
 
 @pytest.mark.parametrize(
     ("command", "surface"),
     [
         ("compare", COMPARE.split()),
+        ("profile", PROFILE.split()),
         ("report", ["--help"]),
         ("tensorboard", ["--help", "--port"]),
         ("bench", ["--help", "--only", "--device", "--out"]),
@@ -37,7 +44,7 @@ COMPARE = """
 def test_the_surface_is_frozen(command: str, surface: list[str]) -> None:
     """Options are a promise: adding or renaming one changes this list, knowingly."""
     assert options.option_names(options.commands(options.build_parser(command))[command]) == surface
-    assert list(cli.COMMANDS) == ["compare", "report", "tensorboard", "bench", "list", "doctor"]
+    assert list(cli.COMMANDS) == ["compare", "profile", "report", "tensorboard", "bench", "list", "doctor"]
 
 
 def test_help_is_fast_and_light(archlab: Archlab) -> None:

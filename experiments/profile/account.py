@@ -1,0 +1,76 @@
+"""The memory of one point: a tracked pass, real or fake, and what its peak is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._pytree import tree_leaves
+
+from experiments.profile.cards import Card
+from experiments.profile.config import DECODED
+from experiments.profile.subject import Subject
+from experiments.profile.tracker import Tracker
+
+STEPS = 2
+"""Tokens that a tracked decoding generates: the room for all is there from the start, and each needs what the first
+needed."""
+
+
+def account(subject: Subject, context: int, card: Card | None = None) -> dict[str, Any]:
+    """What a pass at a context takes.
+
+    peak_bytes and split: at the peak, in total and by category. needed_bytes: the most at any time, which for decoding
+    includes the reading before it. state_bytes: of the state after the context. flops, moved_bytes, roofline_seconds
+    (on the card, if any): of as many `tokens`. operations: how many there were, all phases.
+    """
+    tracker = Tracker()
+    tracker.hold_all(subject.backbone.parameters(), "parameters")
+    tracker.hold_all(subject.backbone.buffers(), "parameters")
+    if subject.optimizer is not None:
+        tracker.hold_all(tree_leaves([list(state.values()) for state in subject.optimizer.state.values()]), "optimizer")
+    with tracker:
+        if subject.point.mode == "train":
+            phase = _train(subject, tracker, context)
+        else:
+            with subject.inference():
+                phase = (_prefill if subject.point.mode == "prefill" else _decode)(subject, tracker, context)
+    work, dtype = tracker.work, subject.point.dtype
+    return phase | {
+        "peak_bytes": tracker.peak,
+        "split": tracker.split(),
+        "flops": work.flops,
+        "moved_bytes": work.bytes,
+        "roofline_seconds": None if card is None else work.seconds(card.peak(dtype), card.bandwidth),
+        "operations": tracker.operations,
+    }
+
+
+def _train(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
+    source, target = subject.batch(context)
+    tracker.reset()
+    unwatch = tracker.watch_gradients(subject.backbone)
+    with tracker.saved():
+        subject.train_step(source, target)
+    unwatch()
+    return {"needed_bytes": tracker.peak, "state_bytes": None, "tokens": context * subject.point.rows}
+
+
+def _prefill(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
+    source, _ = subject.batch(context)
+    tracker.reset()
+    state = subject.read(source)
+    tracker.hold_all(state.leaves(), "state")
+    return {"needed_bytes": tracker.peak, "state_bytes": state.nbytes, "tokens": context * subject.point.rows}
+
+
+def _decode(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
+    source, token = subject.batch(context)
+    state = subject.read(source, room=DECODED)
+    needed, size = tracker.peak, state.nbytes
+    tracker.hold_all(state.leaves(), "state")
+    del source
+    tracker.reset()
+    for _ in range(STEPS):
+        token, state = subject.generate(state, token)
+        tracker.hold_all(state.leaves(), "state")
+    return {"needed_bytes": max(needed, tracker.peak), "state_bytes": size, "tokens": STEPS * subject.point.rows}

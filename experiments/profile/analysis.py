@@ -1,0 +1,77 @@
+"""What the rows say: growth laws, who overtakes whom, agreement of prediction and measurement. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from experiments.profile.rows import Row, Series
+from experiments.report.stats import growth
+
+LAST = 4
+"""Contexts, the longest known, that a growth exponent is fitted to: a law shows where constants no longer do."""
+
+
+def by_series(rows: Iterable[Row]) -> dict[Series, list[Row]]:
+    """Rows of each series, contexts ascending."""
+    found: dict[Series, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.series, []).append(row)
+    return found
+
+
+def exponent(rows: Sequence[Row]) -> float | None:
+    """e of memory ~ L^e over the longest contexts that are known; None of fewer than two."""
+    known = [(float(row.context), float(row.bytes)) for row in rows if row.bytes][-LAST:]
+    return growth(known) if len(known) > 1 else None
+
+
+def state_exponent(rows: Sequence[Row]) -> float | None:
+    """The same of the state's bytes."""
+    known = [(float(row.context), float(row.state_bytes)) for row in rows if row.state_bytes][-LAST:]
+    return growth(known) if len(known) > 1 else None
+
+
+def crossovers(rows: Iterable[Row]) -> list[str]:
+    """`mamba overtakes gqa in decode at 6,100 tokens`: where one measured speed comes to exceed another's for good."""
+    found = []
+    speeds = {
+        series: {row.context: row.speed for row in members if row.speed} for series, members in by_series(rows).items()
+    }
+    for (one, first), (two, second) in itertools.combinations(speeds.items(), 2):
+        if one[1:] != two[1:]:
+            continue
+        for fast, slow, ahead, behind in ((one, two, first, second), (two, one, second, first)):
+            at = _overtakes(ahead, behind)
+            if at is not None:
+                mode = f"{fast[1]} x{fast[2]}" if fast[2] > 1 else fast[1]
+                found.append(f"{fast[0]} overtakes {slow[0]} in {mode} at about {_round(at):,} tokens")
+    return found
+
+
+def _overtakes(ahead: dict[int, float], behind: dict[int, float]) -> float | None:
+    """The context from which `ahead` stays ahead, having been behind; interpolated on logarithms."""
+    shared = sorted(ahead.keys() & behind.keys())
+    ratios = [math.log(ahead[context] / behind[context]) for context in shared]
+    last = next((i for i in reversed(range(len(ratios))) if ratios[i] <= 0), None)
+    if last is None or last == len(ratios) - 1:
+        return None
+    low, high = math.log(shared[last]), math.log(shared[last + 1])
+    return math.exp(low + (high - low) * -ratios[last] / (ratios[last + 1] - ratios[last]))
+
+
+def _round(value: float) -> int:
+    """To two significant digits."""
+    scale = 10 ** max(0, int(math.log10(value)) - 1)
+    return round(value / scale) * scale
+
+
+def disagreement(rows: Iterable[Row]) -> tuple[float, Row] | None:
+    """The largest relative difference of prediction and tracked measurement, and where; None where none has both."""
+    both = []
+    for row in rows:
+        tracked = (row.measured.get("tracked") or {}).get("peak_bytes") or row.measured.get("allocator_bytes")
+        if tracked and row.predicted_bytes:
+            both.append((abs(row.predicted_bytes / tracked - 1), row))
+    return max(both, key=lambda item: item[0], default=None)

@@ -1,0 +1,191 @@
+"""The figures of a profile: memory and speed against context, and what the memory is made of. No pyplot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from experiments.profile.analysis import by_series, exponent
+from experiments.profile.rows import Row, Series
+from experiments.report import style, units
+from experiments.report.style import Look
+
+PARTS = {
+    "parameters": "#7f7f7f", "gradients": "#e69f00", "optimizer": "#b8a800", "activations": "#0072b2",
+    "state": "#cc79a7", "rest": "#9fc5e8",
+}  # fmt: skip
+"""Colour of each category of the breakdown."""
+OUT = {"oom": "x", "timeout": "|"}
+"""Markers of ends."""
+
+
+def draw(rows: Sequence[Row], limit: int | None) -> dict[str, Figure]:
+    """Every figure that the rows allow, by name."""
+    looks = style.looks({row.label: row.arch for row in rows})
+    groups = by_series(rows)
+    with mpl.rc_context(style.STYLE):
+        figures = {"memory": _memory(groups, looks, limit), "speed": _speed(groups, looks), "split": _split(groups)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _panels(groups: Mapping[Series, Sequence[Row]]) -> dict[tuple[str, int], dict[str, Sequence[Row]]]:
+    """(mode, rows) -> label -> rows: one panel each."""
+    panels: dict[tuple[str, int], dict[str, Sequence[Row]]] = {}
+    for (label, mode, rows), members in groups.items():
+        panels.setdefault((mode, rows), {})[label] = members
+    return panels
+
+
+def _title(mode: str, rows: int) -> str:
+    return f"{mode}, {rows} sequences" if rows > 1 else mode
+
+
+def _memory(groups: Mapping[Series, Sequence[Row]], looks: Mapping[str, Look], limit: int | None) -> Figure | None:
+    panels = _panels({series: rows for series, rows in groups.items() if any(row.bytes for row in rows)})
+    if not panels:
+        return None
+    rows, columns = style.wrap(len(panels), 2)
+    figure, grid = style.panels(rows, columns, 5.2, 3.5)
+    for axes, ((mode, count), members) in style.each(grid, list(panels.items())):
+        axes.set_title(_title(mode, count))
+        for label, found in members.items():
+            _memory_line(axes, found, looks[label])
+        if limit is not None:
+            axes.axhline(limit, color=style.INK, linewidth=1, linestyle=(0, (6, 3)))
+            axes.annotate(f"limit {units.size(limit)}", (0.01, limit), xycoords=("axes fraction", "data"),
+                          xytext=(0, 3), textcoords="offset points", fontsize=8)  # fmt: skip
+        _context_axis(axes, [row.context for found in members.values() for row in found])
+        sizes = [row.bytes for found in members.values() for row in found if row.bytes]
+        style.log_ticks(axes.yaxis, style.powers([*sizes, *([limit] if limit else [])], 2), units.size)
+        axes.set_ylabel("peak memory")
+    figure.draw_without_rendering()
+    for axes, ((_, _), members) in style.each(grid, list(panels.items())):
+        _exponents(axes, members, looks, 72 / figure.dpi)
+    style.legend(figure, _used(looks, groups), _notes(groups))
+    return figure
+
+
+def _memory_line(axes: Axes, rows: Sequence[Row], look: Look) -> None:
+    measured = [(row.context, row.measured_bytes) for row in rows if row.measured_bytes and row.status == "done"]
+    predicted = [(row.context, row.predicted_bytes) for row in rows if row.predicted_bytes]
+    if predicted:
+        axes.plot(*zip(*predicted, strict=True), color=look.colour, linestyle=(0, (3, 1.5)), linewidth=1.2)
+    if measured:
+        axes.plot(*zip(*measured, strict=True), color=look.colour, linestyle="-", **_point(look))
+    for row in rows:
+        if row.status in OUT and row.bytes:
+            axes.plot([row.context], [row.bytes], color=look.colour, marker=OUT[row.status], markersize=9,
+                      markeredgewidth=2)  # fmt: skip
+
+
+def _point(look: Look) -> dict[str, Any]:
+    return {name: value for name, value in look.point.items() if name != "color"}
+
+
+def _exponents(axes: Axes, members: Mapping[str, Sequence[Row]], looks: Mapping[str, Look], scale: float) -> None:
+    """`L^1.0` at the end of each line, none above another."""
+    ends: dict[str, tuple[int, int, float]] = {}
+    for label, rows in members.items():
+        power = exponent(rows)
+        last = max((row for row in rows if row.bytes), key=lambda row: row.context, default=None)
+        if power is not None and last is not None and last.bytes is not None:
+            ends[label] = (last.context, last.bytes, power)
+    heights = [axes.transData.transform((x, y))[1] * scale for x, y, _ in ends.values()]
+    for (label, (x, y, power)), before, after in zip(ends.items(), heights, style.spread(heights, 9), strict=True):
+        axes.annotate(f"$L^{{{power:.1f}}}$", (x, y), (6, after - before), textcoords="offset points", va="center",
+                      color=looks[label].colour, fontsize=8)  # fmt: skip
+
+
+def _context_axis(axes: Axes, contexts: Sequence[int]) -> None:
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlim(min(contexts) / 1.2, max(contexts) * 1.9)
+    known = sorted(set(contexts))
+    style.log_ticks(axes.xaxis, known[:: -(-len(known) // 6)], _short_context)
+    axes.set_xlabel("context (source + target tokens)")
+
+
+def _short_context(value: float) -> str:
+    """`4k`, `1M`."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if value >= size and value % size == 0:
+            return f"{value / size:.0f}{unit}"
+    return units.brief(value)
+
+
+def _used(looks: Mapping[str, Look], groups: Mapping[Series, Sequence[Row]]) -> dict[str, Look]:
+    shown = {label for label, _, _ in groups}
+    return {label: Look(look.colour, "-", look.marker) for label, look in looks.items() if label in shown}
+
+
+def _notes(groups: Mapping[Series, Sequence[Row]]) -> list[Line2D]:
+    every = [row for rows in groups.values() for row in rows]
+    notes = []
+    if any(row.predicted_bytes for row in every):
+        notes.append(Line2D([], [], color=style.INK, linestyle=(0, (3, 1.5)), linewidth=1.2, label="predicted"))
+    for status, marker in OUT.items():
+        if any(row.status == status and row.bytes for row in every):
+            label = {"oom": "out of memory", "timeout": "out of time"}[status]
+            notes.append(Line2D([], [], color=style.INK, linestyle="", marker=marker, markersize=8,
+                                markeredgewidth=2, label=label))  # fmt: skip
+    return notes
+
+
+def _speed(groups: Mapping[Series, Sequence[Row]], looks: Mapping[str, Look]) -> Figure | None:
+    panels = _panels({series: rows for series, rows in groups.items() if any(row.speed for row in rows)})
+    if not panels:
+        return None
+    count, columns = style.wrap(len(panels), 2)
+    figure, grid = style.panels(count, columns, 5.2, 3.2)
+    for axes, ((mode, rows), members) in style.each(grid, list(panels.items())):
+        axes.set_title(_title(mode, rows))
+        speeds = []
+        for label, found in members.items():
+            known = [row for row in found if row.speed]
+            if not known:
+                continue
+            low, high = ([row.measured["speed"][end] for row in known] for end in ("low", "high"))
+            contexts = [row.context for row in known]
+            axes.fill_between(contexts, low, high, color=looks[label].colour, alpha=0.18, linewidth=0)
+            axes.plot(contexts, [row.speed or 0.0 for row in known], color=looks[label].colour, **_point(looks[label]))
+            speeds += [row.speed for row in known if row.speed]
+        _context_axis(axes, [row.context for found in members.values() for row in found if row.speed])
+        style.log_ticks(axes.yaxis, style.decades(speeds), units.brief)
+        axes.set_ylabel("tokens per second")
+    style.legend(figure, _used(looks, groups))
+    return figure
+
+
+def _split(groups: Mapping[Series, Sequence[Row]]) -> Figure | None:
+    """Breakdown bars at the longest context that every architecture of a mode has."""
+    panels = _panels({series: rows for series, rows in groups.items() if any(row.split for row in rows)})
+    if not panels:
+        return None
+    count, columns = style.wrap(len(panels), 2)
+    tallest = max(len(members) for members in panels.values())
+    figure, grid = style.panels(count, columns, 5.2, 1.0 + 0.38 * tallest)
+    for axes, ((mode, rows), members) in style.each(grid, list(panels.items())):
+        shared = set.intersection(*({row.context for row in found if row.split} for found in members.values()))
+        done = set.intersection(*({row.context for row in found if row.measured_bytes} for found in members.values()))
+        if not shared:
+            axes.remove()
+            continue
+        context = max(done & shared or shared)
+        chosen = {label: next(r for r in found if r.context == context) for label, found in members.items()}
+        axes.set_title(f"{_title(mode, rows)} at {_short_context(context)} tokens")
+        left = [0.0] * len(chosen)
+        for part, colour in PARTS.items():
+            sizes = [float(row.split.get(part, 0)) for row in chosen.values()]
+            axes.barh(list(chosen), sizes, left=left, color=colour, height=0.66)
+            left = [start + size for start, size in zip(left, sizes, strict=True)]
+        axes.invert_yaxis()
+        style.few_ticks(axes.xaxis, units.size, 5)
+        axes.grid(visible=False, axis="y")
+    figure.legend(handles=[Patch(color=colour, label=part) for part, colour in PARTS.items()],
+                  loc="outside upper center", ncols=len(PARTS))  # fmt: skip
+    return figure

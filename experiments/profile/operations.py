@@ -1,0 +1,114 @@
+"""What operations cost beside the tensors that they return: FLOPs, bytes moved, and scratch memory within them.
+
+FLOPs of matrix products, convolutions and attention are torch's own formulas; added are those of the CPU's attention
+and of our kernels. Elementwise work counts as bytes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+Shape = tuple[int, ...]
+
+
+class Work:
+    """FLOPs, and bytes that operations read and wrote, each by itself: what eager execution moves without fusion."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self.bytes = 0
+        self.parts: dict[tuple[int, int], int] = {}
+        """(FLOPs, bytes) of one operation -> how many there were."""
+
+    def add(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
+        """Count one operation; views move nothing."""
+        if func.is_view:
+            return
+        flops = _flops(func, args, kwargs, results)
+        moved = sum(map(_bytes, args)) + sum(map(_bytes, kwargs.values())) + _bytes(results)
+        self.flops += flops
+        self.bytes += moved
+        self.parts[flops, moved] = self.parts.get((flops, moved), 0) + 1
+
+    def seconds(self, peak: float, bandwidth: float) -> float:
+        """The least time in which a card does it: each operation bound by its FLOPs or by its bytes (roofline)."""
+        return sum(count * max(flops / peak, moved / bandwidth) for (flops, moved), count in self.parts.items())
+
+
+def _bytes(value: Any) -> int:
+    """Of a tensor, or of all in a list."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _flops(func: Any, args: Any, kwargs: Any, results: Any) -> int:
+    name = func._schema.name
+    if name in _OWN:
+        return _OWN[name](args)
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=results))
+    return 0
+
+
+def _attention(args: Any) -> int:
+    return sdpa_flop_count(*(_heads(tensor, args[0]) for tensor in args[:3]))
+
+
+def _attention_backward(args: Any) -> int:
+    gradient, query, key, value = args[:4]
+    return sdpa_backward_flop_count(gradient.shape, query.shape, _heads(key, query), _heads(value, query))
+
+
+def _heads(tensor: Tensor, query: Tensor) -> Shape:
+    """(B, H, L, E) with as many heads as there are queries: groups share memory, not work."""
+    return tensor.shape[0], query.shape[1], *tensor.shape[2:]
+
+
+def _scan(args: Any, factor: int) -> int:
+    """9 per step, channel and state forwards: decay, input and output, each a multiplication and an addition or exp."""
+    u, A = args[0], args[2]
+    return 9 * factor * u.numel() * A.shape[1]
+
+
+def _scan_backward(args: Any) -> int:
+    return _scan(args[3:], 3)
+
+
+def _convolution(args: Any, factor: int) -> int:
+    x, weight = args[:2]
+    return 2 * factor * x.numel() * weight.shape[1]
+
+
+def _additive(args: Any, factor: int) -> int:
+    """Per query and key: an addition, tanh and a multiply-add per hidden feature, a multiply-add per value."""
+    query, keys, values = args[:3]
+    rows, queries, hidden = query.shape
+    return factor * rows * queries * keys.shape[1] * (4 * hidden + 2 * values.shape[2])
+
+
+_OWN: dict[str, Callable[[Any], int]] = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "archlab::selective_scan_cpu": lambda args: _scan(args, 1),
+    "archlab::selective_scan_cpu_backward": _scan_backward,
+    "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
+    "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
+    "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
+    "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
+}
+
+
+def scratch(func: Any, args: Any) -> int:
+    """Bytes that an operation holds for itself beside arguments and results, as far as it is known."""
+    declared = SCRATCH.get(func._schema.name)
+    return declared(args) if declared else 0
+
+
+SCRATCH: dict[str, Callable[[Any], int]] = {}
+"""Operator -> bytes from its arguments: the declared scratch of custom kernels."""

@@ -1,0 +1,108 @@
+"""Records -> rows: what is known of each context of each series, measured and predicted side by side. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.profile.point import Point
+
+STOPS = ("oom", "timeout")
+"""Ends after which a longer context of the same series is not tried."""
+Series = tuple[str, str, int]
+"""Label, mode, rows."""
+
+
+@dataclass
+class Row:
+    """One context of one series."""
+
+    label: str
+    arch: str
+    mode: str
+    rows: int
+    context: int
+    status: str | None = None
+    """done, oom, timeout, failed; `not tried` after one of the first two; None where it was not to be measured."""
+    reason: str | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def series(self) -> Series:
+        return self.label, self.mode, self.rows
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """The peak: the allocator's on CUDA, else tracked, else the process's."""
+        tracked = self.measured.get("tracked") or {}
+        return self.measured.get("allocator_bytes") or tracked.get("peak_bytes") or self.measured.get("process_bytes")
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        return self.predicted.get("peak_bytes")
+
+    @property
+    def bytes(self) -> int | None:
+        """Measured where it is, else predicted."""
+        return self.measured_bytes or self.predicted_bytes
+
+    @property
+    def split(self) -> dict[str, int]:
+        """Bytes at the peak by category; empty where unknown."""
+        return (self.measured.get("tracked") or {}).get("split") or self.predicted.get("split") or {}
+
+    @property
+    def state_bytes(self) -> int | None:
+        return self.measured.get("state_bytes") or self.predicted.get("state_bytes")
+
+    @property
+    def speed(self) -> float | None:
+        """Measured tokens per second, the median."""
+        return (self.measured.get("speed") or {}).get("median")
+
+    @property
+    def roofline(self) -> float | None:
+        """Tokens per second that the card cannot exceed."""
+        seconds = self.predicted.get("roofline_seconds")
+        return self.predicted["tokens"] / seconds if seconds else None
+
+    @property
+    def flops_per_token(self) -> float | None:
+        return self.predicted["flops"] / self.predicted["tokens"] if self.predicted else None
+
+
+def assemble(points: Sequence[Point], records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The rows of these points, by series in their order, contexts ascending."""
+    rows: dict[tuple[Series, int], Row] = {}
+    for point in points:
+        for context in point.contexts:
+            row = Row(point.label, point.arch, point.mode, point.rows, context)
+            rows.setdefault((point.series, context), row)
+    for point in points:
+        record = records.get(point.key)
+        if record is None:
+            continue
+        if point.kind == "predicted":
+            for result in record.get("results", []):
+                rows[point.series, result["context"]].predicted = result
+            continue
+        row = rows[point.series, point.contexts[0]]
+        row.status, row.reason, row.measured = record["status"], record["reason"], record.get("result") or {}
+    _mark_not_tried(points, rows)
+    order = list(dict.fromkeys(point.series for point in points))
+    return sorted(rows.values(), key=lambda row: (order.index(row.series), row.context))
+
+
+def _mark_not_tried(points: Iterable[Point], rows: Mapping[tuple[Series, int], Row]) -> None:
+    for point in points:
+        row = rows[point.series, point.contexts[0]]
+        if point.kind == "measured" and row.status is None and (stop := stopped(point, rows.values())):
+            row.status, row.reason = "not tried", f"{stop.status} at {stop.context:,}"
+
+
+def stopped(point: Point, rows: Iterable[Row]) -> Row | None:
+    """The shorter context of the same series that ran out of memory or time."""
+    shorter = (row for row in rows if row.series == point.series and row.context < point.contexts[0])
+    return next((row for row in shorter if row.status in STOPS), None)

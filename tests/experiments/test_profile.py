@@ -1,0 +1,165 @@
+"""The profiler's plan, rows and findings: what does not need a measurement to be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli
+from experiments.errors import UserError
+from experiments.profile import analysis, cards, config, plan, report, rows
+from experiments.profile.point import Point
+from experiments.profile.predict import polynomial
+from experiments.profile.rows import Row
+
+
+def point(context: int = 64, **changes: Any) -> Point:
+    """A measured point of a tiny gqa."""
+    settings: dict[str, Any] = {
+        "kind": "measured",
+        "label": "gqa",
+        "arch": "gqa",
+        "arch_config": {"d_model": 16, "n_layers": 1},
+        "vocab_size": 32,
+        "dtype": "float32",
+        "device": "cpu",
+        "mode": "train",
+        "contexts": (context,),
+        "seconds": 0.0,
+    }
+    return Point(**{**settings, **changes})
+
+
+def row(context: int, size: int | None = None, speed: float | None = None, **changes: Any) -> Row:
+    """A measured row of gqa's prefill."""
+    made = Row("gqa", "gqa", "prefill", 1, context, status="done")
+    if size is not None:
+        made.measured["tracked"] = {"peak_bytes": size, "split": {"rest": size}}
+    if speed is not None:
+        made.measured["speed"] = {"median": speed, "low": speed, "high": speed}
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens"), [("4096", 4096), (4096, 4096), ("4k", 4096), ("1M", 2**20), ("0.5k", 512)]
+)
+def test_a_context_is_written_as_people_do(given: Any, tokens: int) -> None:
+    assert config.tokens(given) == tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--contexts four", "a context must be a whole number of at least 8 tokens such as 4096 or 4k, got 'four'"),
+        ("--contexts 4", "a context must be a whole number of at least 8 tokens"),
+        ("--archs gpa", "unknown architecture or model 'gpa': did you mean 'gqa'?"),
+        ("--archs llama-3-9b", "unknown architecture or model 'llama-3-9b': did you mean 'llama-3-8b'?"),
+        ("--card h10", "unknown card 'h10': did you mean 'h100'?"),
+        ("--config quik", "no preset or file 'quik': did you mean 'quick'?"),
+        ("--memory_limit lots", "memory_limit must be auto, none, or a size"),
+        ("--modes trian", "modes must be a list, each item one of train, prefill, decode"),
+        ("--rows 0", "rows must be at least 1, got 0"),
+        ("--timeout 0", "timeout must be above 0 seconds"),
+        ("--retry faild", "unknown status to retry 'faild': did you mean 'failed'?"),
+        ("--arch.gqa.n_heds 4", "unknown key 'n_heds' in gqa: did you mean 'n_heads'?"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_sentence(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["profile", *words.split()]) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
+
+
+def test_the_plan_has_a_point_for_each_context_and_mode() -> None:
+    profile = config.load(None, {"archs": ["gqa"], "contexts": ["16", "32"], "predicted": ["1k"], "device": "cpu"})
+    found = plan.items(profile)
+    measured, predicted = plan.measurements(profile, found), plan.predictions(profile, found)
+    assert [p.contexts for p in measured] == [(16,)] * 4 + [(32,)] * 4
+    assert {(p.mode, p.rows) for p in measured} == {("train", 1), ("prefill", 1), ("decode", 1), ("decode", 8)}
+    assert [p.contexts for p in predicted] == [(16, 32, 1024)] * 4
+    assert len({p.key for p in [*measured, *predicted]}) == 12
+    assert Point.from_json(measured[0].to_json()) == measured[0]
+
+
+def test_sizes_meet_one_budget() -> None:
+    profile = config.load("quick", {"modes": ["train"]})
+    from experiments import match
+
+    for item in plan.items(profile):
+        import archs
+
+        core = match.core_parameters(archs.build(item.arch, item.vocab_size, **item.settings))
+        assert abs(core / 60_000 - 1) <= match.MET
+
+
+def test_a_longer_context_is_not_tried_after_one_that_ran_out() -> None:
+    points = [point(context) for context in (16, 32, 64)]
+    records = {
+        points[0].key: {"status": "done", "reason": None, "result": {"context": 16}},
+        points[1].key: {"status": "oom", "reason": "out of memory: it said so", "result": None},
+    }
+    found = rows.assemble(points, records)
+    assert [r.status for r in found] == ["done", "oom", "not tried"]
+    assert found[2].reason == "oom at 32"
+    assert rows.stopped(points[2], found) is found[1]
+    assert rows.stopped(points[1], found) is None
+
+
+def test_growth_laws() -> None:
+    linear = [row(2**power, 1000 * 2**power) for power in range(8, 14)]
+    square = [row(2**power, 3 * 4**power) for power in range(8, 14)]
+    constant = [row(2**power, 1000) for power in range(8, 14)]
+    assert analysis.exponent(linear) == pytest.approx(1)
+    assert analysis.exponent(square) == pytest.approx(2)
+    assert analysis.exponent(constant) == pytest.approx(0)
+    assert analysis.exponent(linear[:1]) is None
+
+
+def test_a_crossover_is_named_once_and_only_where_it_lasts() -> None:
+    falling = [row(2**power, speed=2.0 ** (20 - power)) for power in range(8, 14)]
+    steady = [row(2**power, speed=2.0**9.5, label="mamba", arch="mamba") for power in range(8, 14)]
+    (sentence,) = analysis.crossovers([*falling, *steady])
+    assert sentence == "mamba overtakes gqa in prefill at about 1,400 tokens"
+    assert analysis.crossovers(falling) == []
+    assert analysis.crossovers([*falling[:1], *steady[:1]]) == []
+
+
+def test_disagreement_names_the_worst() -> None:
+    good = row(64, 1000, predicted={"peak_bytes": 1000})
+    bad = row(128, 1000, predicted={"peak_bytes": 1030})
+    worst = analysis.disagreement([good, bad])
+    assert worst is not None
+    assert worst[0] == pytest.approx(0.03)
+    assert worst[1] is bad
+
+
+def test_the_polynomial_is_exact() -> None:
+    assert polynomial({x: 3 * x * x + 5 * x + 7 for x in (64, 128, 192)}, 2**20) == 3 * 2**40 + 5 * 2**20 + 7
+
+
+def test_cards_have_their_published_peaks() -> None:
+    assert cards.card("h100").peak("bfloat16") == 989.4e12
+    assert cards.card("a100").memory == 80e9
+    assert cards.card("4090").peak("float32") == 82.6e12
+    assert all(card.source for card in cards.CARDS.values())
+    with pytest.raises(UserError, match="did you mean"):
+        cards.card("h20")
+
+
+def test_csv_has_a_row_per_context_and_a_report_says_how_it_ended() -> None:
+    found = [row(64, 1000, 5.0), row(128, status="oom", reason="out of memory: full"), row(256, status="not tried")]
+    lines = report.table_csv(found).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("architecture,mode,sequences,context,status")
+    text = report.compose(config.Profile(archs=("gqa",)), [], found, {}, [])
+    assert "out of memory: full" in text
+    assert "not tried" in text
+    assert "Not modelled" in text

@@ -1,0 +1,185 @@
+"""The two accounts of memory: real and fake tensors, and what published models must come to, to the byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from test_profile import point
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import archs
+from archs.contract import Tokens
+from experiments.profile import predict as prediction
+from experiments.profile import subject as subjects
+from experiments.profile.account import account
+from experiments.profile.measure import measured
+from experiments.profile.models import MODELS, mamba_ssm_state_bytes
+from experiments.profile.point import Point
+from experiments.profile.predict import predict
+from experiments.profile.tracker import CATEGORIES, Tracker
+
+SIZES: dict[str, dict[str, Any]] = {
+    "seq2seq": {"d_model": 16},
+    "transformer": {"d_model": 32, "n_layers": 2},
+    "gqa": {"d_model": 32, "n_layers": 2},
+    "mamba": {"d_model": 32, "n_layers": 2},
+}
+MIB = 2**20
+
+
+def small(arch: str, mode: str, context: int, rows: int = 1) -> Point:
+    return point(context, label=arch, arch=arch, arch_config=SIZES[arch], mode=mode, rows=rows, vocab_size=64)
+
+
+@pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("arch", sorted(SIZES))
+def test_prediction_agrees_with_the_tracked_measurement(arch: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is extrapolated: a loop over time is, and 160 lies beyond what its polynomial is fitted to."""
+    monkeypatch.setattr(prediction, "FITTED", ((32, 48, 64, 80),))
+    context = 160 if arch == "seq2seq" else 1024
+    given = small(arch, mode, context, rows=2)
+    (predicted,), result = predict(given), measured(given, lambda told: None)
+    tracked = result["tracked"]
+    assert arch == "seq2seq" or not predicted["extrapolated"]
+    for name in ("peak_bytes", "needed_bytes", "flops", "moved_bytes"):
+        assert abs(predicted[name] / tracked[name] - 1) <= 0.05, name
+    assert predicted["state_bytes"] == tracked["state_bytes"]
+    assert sum(tracked["split"].values()) == tracked["peak_bytes"]
+    assert result["speed"]["low"] <= result["speed"]["median"] <= result["speed"]["high"]
+
+
+@pytest.mark.parametrize("arch", ["transformer", "gqa", "mamba"])
+def test_the_process_needs_what_was_tracked(arch: str) -> None:
+    given = point(2048, label=arch, arch=arch, arch_config={"d_model": 64, "n_layers": 1}, mode="prefill", rows=32)
+    result = measured(given, lambda told: None)
+    if result["process_bytes"] is None:
+        pytest.skip("the system does not tell a process's peak")
+    assert abs(result["process_bytes"] - result["tracked"]["peak_bytes"]) <= 0.1 * result["process_bytes"] + 64 * MIB
+
+
+def test_what_a_training_step_holds_is_told_apart() -> None:
+    given = small("gqa", "train", 1024)
+    subject = subjects.build(given)
+    subjects.warm_up(subject)
+    split = account(subject, 1024)["split"]
+    parameters = sum(parameter.nbytes for parameter in subject.backbone.parameters())
+    assert tuple(split) == CATEGORIES
+    assert split["parameters"] == parameters
+    assert 2 * parameters <= split["optimizer"] < 2 * parameters + 4096  # two moments, and each one's step
+    assert 0 < split["gradients"] <= parameters
+    assert split["activations"] > split["rest"]
+    assert split["state"] == 0
+
+
+def test_the_tracker_sees_storages_once_and_lets_them_go() -> None:
+    with Tracker() as tracker:
+        first = torch.zeros(1000)
+        view = first[10:].view(-1, 10)
+        assert tracker.total == 4000
+        second = first + 1
+        assert tracker.total == tracker.peak == 8000
+        del first
+        assert tracker.total == 8000  # the view holds it
+        del view
+        assert tracker.total == 4000
+        tracker.hold(second, "state")
+        tracker.reset()
+        assert tracker.split() == {**dict.fromkeys(CATEGORIES, 0), "state": 4000}
+
+
+def test_flops_are_torchs_own_and_attention_counts_every_head() -> None:
+    given = point(64, arch_config={"d_model": 32, "n_layers": 1, "n_heads": 4, "n_kv_heads": 1}, mode="prefill")
+    (found,) = predict(given)
+    width, hidden, length = 32, 88, 64
+    projections = 2 * length * (2 * width * width + 2 * width * 8 + 3 * width * hidden)
+    assert found["flops"] == projections + 4 * length * length * width
+
+
+def fake(name: str, **changes: Any) -> tuple[archs.Backbone, Any]:
+    """A published model of fake tensors in its dtype."""
+    model = MODELS[name]
+    given = point(label=name, arch=model.arch, arch_config={**model.config, **changes}, vocab_size=model.vocab_size)
+    given = dataclasses.replace(given, dtype=model.dtype, mode="prefill")
+    with FakeTensorMode() as mode:
+        return subjects.build(given).backbone, mode
+
+
+def state(name: str, context: int, **changes: Any) -> int:
+    """Bytes of one row's state after a context."""
+    backbone, mode = fake(name, **changes)
+    with mode, torch.inference_mode():
+        return backbone.encode(Tokens(torch.zeros(1, context, dtype=torch.int64))).nbytes
+
+
+@pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.parameters))
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    """Within 0.1 %; the paper of the transformer rounds, and does not say its vocabulary exactly."""
+    count = sum(parameter.numel() for parameter in fake(name)[0].parameters())
+    published = MODELS[name].parameters
+    assert published is not None
+    assert abs(count / published - 1) <= (0.03 if name.startswith("transformer") else 0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "kib", "changes"),
+    [
+        ("llama-3-8b", 128, {}),
+        ("llama-3-8b", 512, {"n_kv_heads": 32}),
+        ("llama-3-70b", 320, {}),
+        ("llama-3-405b", 504, {}),
+        ("llama-2-7b", 512, {}),
+        ("llama-2-7b-gqa", 128, {}),
+        ("llama-2-7b-mqa", 16, {}),
+    ],
+)
+def test_the_cache_grows_by_the_published_bytes_per_token(name: str, kib: int, changes: dict[str, Any]) -> None:
+    """Layers are alike, so two of them tell of all; llama-3-8b with all of its own is measured below."""
+    layers = MODELS[name].config["n_layers"]
+    sizes = [state(name, context, **changes, n_layers=2) for context in (1024, 2048)]
+    assert (sizes[1] - sizes[0]) * layers == 2 * 1024 * kib * 1024
+
+
+def test_the_cache_of_all_layers() -> None:
+    assert state("llama-3-8b", 2048) == 2048 * 128 * 1024 + 8  # and the int64 length of the row
+
+
+def test_mambas_state_is_constant_and_equal_to_its_layout_to_the_byte() -> None:
+    config = MODELS["mamba-130m"].config
+    assert state("mamba-130m", 64) == state("mamba-130m", 4096) == 24 * 1536 * (16 + 3) * 2
+    assert state("mamba-130m", 64, state_dtype="float32") == 24 * 1536 * (16 * 4 + 3 * 2)
+    assert mamba_ssm_state_bytes(config, 2) == 24 * 1536 * (16 + 4) * 2
+    assert round(mamba_ssm_state_bytes(config, 2) / MIB, 2) == 1.41
+    assert round(state("mamba-130m", 64) / MIB, 2) == 1.34
+
+
+def test_bahdanaus_state_grows_with_the_source() -> None:
+    backbone = archs.build("seq2seq", 64, d_model=16)
+    sizes = [backbone.encode(Tokens(torch.zeros(1, length, dtype=torch.int64))).nbytes for length in (64, 128, 192)]
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 64 * 3 * 16 * 4
+
+
+def test_attention_without_a_fused_kernel_is_quadratic_in_memory_with_one_linear() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def peak(context: int) -> int:
+        (found,) = predict(small("gqa", "train", context))
+        return found["peak_bytes"]
+
+    fused = peak(8192) / peak(4096)
+    with sdpa_kernel(SDPBackend.MATH):
+        unfused = peak(8192) / peak(4096)
+    assert 1.8 < fused < 2.1
+    assert 3.8 < unfused < 4.1
+
+
+def test_a_million_tokens_of_llama_on_a_card_is_answered_without_either() -> None:
+    """Four of the 32 layers, to be quick; their cache alone is 16 GiB."""
+    model = MODELS["llama-3-8b"]
+    given = point(2**20, arch_config={**model.config, "n_layers": 4}, vocab_size=model.vocab_size, mode="decode")
+    (found,) = predict(dataclasses.replace(given, dtype="bfloat16", card="h100"))
+    assert found["split"]["state"] >= 2**20 * 128 * 1024 * 4 // 32
+    assert found["needed_bytes"] > found["peak_bytes"]  # reading a million tokens at once takes more than decoding
+    assert found["roofline_seconds"] > found["moved_bytes"] / 3350e9 * 0.99
