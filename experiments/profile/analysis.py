@@ -22,15 +22,17 @@ def by_series(rows: Iterable[Row]) -> dict[Series, list[Row]]:
 
 
 def exponent(rows: Sequence[Row]) -> float | None:
-    """e of memory ~ L^e over the longest contexts that are known; None of fewer than two."""
-    known = [(float(row.context), float(row.bytes)) for row in rows if row.bytes][-LAST:]
+    """e of memory ~ L^e over the longest contexts that are known, beyond what does not depend on context.
+
+    None of fewer than two.
+    """
+    known = [(float(row.context), float(size)) for row in rows if (size := _beyond(row)) > 0][-LAST:]
     return growth(known) if len(known) > 1 else None
 
 
-def state_exponent(rows: Sequence[Row]) -> float | None:
-    """The same of the state's bytes."""
-    known = [(float(row.context), float(row.state_bytes)) for row in rows if row.state_bytes][-LAST:]
-    return growth(known) if len(known) > 1 else None
+def _beyond(row: Row) -> int:
+    """Bytes at the peak beside parameters, gradients and the optimiser's."""
+    return (row.bytes or 0) - sum(row.split.get(name, 0) for name in ("parameters", "gradients", "optimizer"))
 
 
 def crossovers(rows: Iterable[Row]) -> list[str]:

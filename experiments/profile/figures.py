@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,8 +80,8 @@ def _memory_line(axes: Axes, rows: Sequence[Row], look: Look) -> None:
     if measured:
         axes.plot(*zip(*measured, strict=True), color=look.colour, linestyle="-", **_point(look))
     for row in rows:
-        if row.status in OUT and row.bytes:
-            axes.plot([row.context], [row.bytes], color=look.colour, marker=OUT[row.status], markersize=9,
+        if row.status in OUT and (size := row.predicted_bytes or row.bytes):
+            axes.plot([row.context], [size], color=look.colour, marker=OUT[row.status], markersize=9,
                       markeredgewidth=2)  # fmt: skip
 
 
@@ -184,7 +185,9 @@ def _split(groups: Mapping[Series, Sequence[Row]]) -> Figure | None:
             axes.barh(list(chosen), sizes, left=left, color=colour, height=0.66)
             left = [start + size for start, size in zip(left, sizes, strict=True)]
         axes.invert_yaxis()
-        style.few_ticks(axes.xaxis, units.size, 5)
+        step = 2.0 ** math.ceil(math.log2(max(left) / 4))
+        axes.set_xticks([step * count for count in range(5) if step * (count - 1) < max(left)])
+        axes.xaxis.set_major_formatter(lambda value, _: units.size(value))
         axes.grid(visible=False, axis="y")
     figure.legend(handles=[Patch(color=colour, label=part) for part, colour in PARTS.items()],
                   loc="outside upper center", ncols=len(PARTS))  # fmt: skip

@@ -23,7 +23,8 @@ from experiments.report import html, style, units
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CAPTIONS = {
-    "memory": "Peak memory against context, both logarithmic; exponents are fitted to the four longest contexts.",
+    "memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
+    "longest contexts, beyond parameters, gradients and optimiser.",
     "speed": "Measured tokens per second (source + target); bands reach from the lower to the upper quartile.",
     "split": "What the peak is made of, at the longest context that all have.",
 }
@@ -115,7 +116,7 @@ def findings(profile: Profile, items: Sequence[Any], rows: Sequence[Row]) -> lis
         if power is not None:
             longest = max(row.context for row in members if row.bytes)
             name = f"{series[0]} {series[1]}{f' x{series[2]}' if series[2] > 1 else ''}"
-            found.append(f"{name}: memory ~ L^{power:.1f} up to {longest:,} tokens")
+            found.append(f"{name}: memory beyond the parameters' ~ L^{power:.1f} up to {longest:,} tokens")
     found += analysis.crossovers(rows)
     if worst := analysis.disagreement(rows):
         off, row = worst
