@@ -22,7 +22,7 @@ SMALL = Case(65, channels=40, states=16, groups_B=1, groups_C=1)
 LARGE = Case(2048, channels=1536, states=16, groups_B=1, groups_C=1, rows=1)
 
 
-@pytest.fixture(params=["cuda"])
+@pytest.fixture(params=["cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     reason = kernels.backends("selective_scan", torch.float32, "cuda")[request.param]
     if reason is not None:
