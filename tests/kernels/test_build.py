@@ -37,7 +37,9 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     kernels.selective_scan(*arguments)
     kernels.selective_scan(*arguments)
-assert [str(w.message) for w in said] == [f"selective_scan runs on its slow backend 'chunked': cpu: {reason}"], said
+(message,) = [str(w.message) for w in said]
+assert message.startswith("selective_scan runs on its slow backend 'chunked': "), message
+assert f"cpu: {reason}" in message, message
 assert kernels.ran() == {"selective_scan": ["chunked"]}
 try:
     kernels.selective_scan(*arguments, backend="cpu")
