@@ -195,11 +195,11 @@ def _generator(seed: int, split: Split, index: int, length: int | None) -> np.ra
 def _draw(task: Task, rng: np.random.Generator, length: int, split: Split) -> Examples:
     """256 examples that belong to the split: what does not is drawn again."""
     if task.shared_splits or task.own_splits:
-        return task.draw(rng, BLOCK, length, split)
+        return _examples(task, rng, length, split)
     kept: list[Examples] = []
     count = 0
     for _ in range(ROUNDS):
-        drawn = task.draw(rng, BLOCK, length, split)
+        drawn = _examples(task, rng, length, split)
         belongs = np.isin(_eighth(drawn), SHARES[split])
         kept.append(Examples(*(array[belongs] for array in drawn)))
         count += int(belongs.sum())
@@ -209,6 +209,16 @@ def _draw(task: Task, rng: np.random.Generator, length: int, split: Split) -> Ex
         f"task {task.name} at length {length} has too few distinct examples: expected 256 for {split} in "
         f"{ROUNDS * BLOCK} draws, got {count}; use longer lengths or a larger vocabulary, or declare shared_splits"
     )
+
+
+def _examples(task: Task, rng: np.random.Generator, length: int, split: Split) -> Examples:
+    drawn = task.draw(rng, BLOCK, length, split)
+    if not isinstance(drawn, Examples):
+        raise UserError(
+            f"task {task.name}: expected sample() to return Examples(source, target, labels), or shifted(source, "
+            f"answer) of experiments.tasks.contract, got {type(drawn).__name__}"
+        )
+    return drawn
 
 
 def _eighth(examples: Examples) -> np.ndarray:

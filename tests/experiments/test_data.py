@@ -149,6 +149,15 @@ def test_splits_are_disjoint_even_across_seeds_in_a_space_that_is_exhausted():
     assert sum(map(len, seen)) == len(set.union(*seen)) == 64
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sample_that_is_no_examples_is_the_users_mistake(shared, monkeypatch):
+    task = tasks.make("reverse")
+    monkeypatch.setattr(type(task), "sample", lambda self, rng, n, length: (np.ones((n, 2)), np.ones((n, 2))))
+    monkeypatch.setattr(type(task), "shared_splits", shared)
+    with pytest.raises(UserError, match=r"task reverse: expected sample\(\) to return Examples\(.*got tuple"):
+        data.block(task, 0, "train", 0)
+
+
 def test_a_space_too_small_to_split_is_the_users_mistake():
     with pytest.raises(UserError, match="too few distinct examples") as caught:
         data.check(Tiny(), 0)
