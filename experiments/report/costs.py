@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from experiments.report.records import Entry
+from experiments.report.study import Contest
+from experiments.report.units import listing
 
 GROWING = {"state_bytes": "state per sequence", "activation_bytes": "kept for the backward pass"}
 """What is measured at several contexts, and what it is called."""
@@ -20,3 +24,13 @@ def expense(entry: Entry, name: str) -> float | None:
     return (
         entry.number("cost", name) if entry.number("cost", name) is not None else entry.number("cost", name, "median")
     )
+
+
+def growing(contests: Iterable[Contest]) -> dict[str, Contest]:
+    """The contests that were measured at several contexts, under their tasks; one for all whose variants grow alike."""
+    alike: dict[str, list[Contest]] = {}
+    for contest in contests:
+        found = {label: [points(entry, name) for name in GROWING] for label, entry in contest.costs.items()}
+        if any(any(lines) for lines in found.values()):
+            alike.setdefault(repr(found), []).append(contest)
+    return {listing(contest.task for contest in group): group[0] for group in alike.values()}

@@ -141,7 +141,7 @@ def _sections(study: Study, drawn: set[str]) -> dict[str, list[str]]:
         "Results": [*tasks["Results"], *_refused(study)],
         "Learning curves": [*_figure("learning", drawn), *_figure("rates", drawn)],
         "Length": [*_figure("length", drawn), *tasks["Length"]],
-        "Memory": [*_figure("memory", drawn), *_flat(map(tables.memory, comparable))],
+        "Memory": [*_figure("memory", drawn), *tables.memory(comparable)],
         "Cost": _figure("tradeoff", drawn),
         "Attention": _figure("alignment", drawn),
         "Pairs": tasks["Pairs"],

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from experiments.report import style, units
-from experiments.report.costs import GROWING, expense, points
+from experiments.report.costs import GROWING, expense, growing, points
 from experiments.report.stats import growth
 from experiments.report.study import Contest
 from experiments.report.style import Look
@@ -29,23 +29,22 @@ MOST_IDS = 20
 
 def memory(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     """Bytes against context, both logarithmic, with the exponent of a power law fitted to each line."""
-    shown = [contest for contest in contests if any(points(entry, "state_bytes") for entry in contest.costs.values())]
+    shown = growing(contests)
     if not shown:
         return None
-    width = style.across(len(shown))
-    figure, grid = style.panels(len(GROWING), len(shown), width, 2.7, sharey="row")
-    labels = {label: looks[label] for label in looks if any(label in contest.costs for contest in shown)}
+    figure, grid = style.panels(len(GROWING), len(shown), style.across(len(shown)), 2.7, sharey="row")
+    labels = {label: looks[label] for label in looks if any(label in contest.costs for contest in shown.values())}
     for row, (name, title) in zip(grid, GROWING.items(), strict=True):
-        for axes, contest in zip(row, shown, strict=True):
+        for axes, (tasks, contest) in zip(row, shown.items(), strict=True):
             _growth_panel(axes, contest, name, looks)
-            axes.set_title(contest.task)
+            axes.set_title(tasks)
         row[0].set_ylabel(title)
     for axes in grid[-1]:
         axes.set_xlabel("context (source + target tokens)")
     # Only now are the limits known which keep the labels apart.
     figure.draw_without_rendering()
     for row, name in zip(grid, GROWING, strict=True):
-        for axes, contest in zip(row, shown, strict=True):
+        for axes, contest in zip(row, shown.values(), strict=True):
             _name_exponents(axes, contest, name, looks, 72 / figure.dpi)
     style.legend(figure, labels)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.report import stats, units
-from experiments.report.costs import GROWING, expense, points
+from experiments.report.costs import GROWING, expense, growing, points
 from experiments.report.records import Entry
 from experiments.report.study import Contest, Study
 from experiments.report.units import NOTHING, code, count, listing, plus_minus, score, short, size, text
@@ -151,19 +151,18 @@ def pairs(found: Sequence[stats.Pair]) -> list[str]:
     return units.table(header, rows) if rows else []
 
 
-def memory(contest: Contest) -> list[str]:
+def memory(contests: Iterable[Contest]) -> list[str]:
     """State and saved activations at the shortest and longest context, and the exponent of their growth."""
-    rows = []
-    for label, entry in contest.costs.items():
-        cells = [cell for name in GROWING for cell in _growth(points(entry, name))]
-        if any(cell != NOTHING for cell in cells):
-            rows.append([code(label), *cells])
-    found = [context for entry in contest.costs.values() for name in GROWING for context, _ in points(entry, name)]
-    if not rows:
-        return []
-    ends = [f"at {count(min(found))}", f"at {count(max(found))}", "growth"]
+    return [line for tasks, contest in growing(contests).items() for line in _memory(tasks, contest)]
+
+
+def _memory(tasks: str, contest: Contest) -> list[str]:
+    found = {label: [points(entry, name) for name in GROWING] for label, entry in contest.costs.items()}
+    rows = [[code(label), *_growth(state), *_growth(kept)] for label, (state, kept) in found.items() if state or kept]
+    contexts = [context for lines in found.values() for line in lines for context, _ in line]
+    ends = [f"at {count(min(contexts))}", f"at {count(max(contexts))}", "growth"]
     header = [f"{title} {end}" for title in ("state", "activations") for end in ends]
-    return units.table([contest.task, *header], rows)
+    return units.table([tasks, *header], rows)
 
 
 def _growth(known: Sequence[tuple[float, float]]) -> list[str]:

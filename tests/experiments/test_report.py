@@ -215,6 +215,19 @@ def test_memory_has_the_exponent_of_its_growth(tmp_path: Path) -> None:
     assert row(memory, "mamba")[1:4] == ["8 KiB", "8 KiB", "L^0.00"]
 
 
+def test_tasks_in_which_memory_grows_alike_share_a_table(tmp_path: Path) -> None:
+    sizes = {"reverse": 64, "recall": 64, "text": 8}
+    records = [
+        make_record(make_cell("gqa", task, kind="cost"), cost=make_cost(state=state)) for task, state in sizes.items()
+    ]
+    memory = section(markdown(write_ledger(tmp_path, records)), "Memory")
+    assert [line.split(" | ")[0] for line in memory.splitlines() if "state at" in line] == [
+        "| reverse and recall",
+        "| text",
+    ]
+    assert memory.count("`gqa`") == 2
+
+
 def test_the_csv_has_every_number_of_every_cell(tmp_path: Path) -> None:
     train, cost = (
         make_runs("gqa", [0.123456789])[0],
