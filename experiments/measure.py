@@ -11,6 +11,7 @@ import gc
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor
 import archs
 import kernels
 from archs.contract import Backbone, Tokens
-from experiments import data, match, tasks
+from experiments import data, endings, match, tasks
 from experiments.cell import Cell
 from experiments.data import Batch
 from experiments.module import PRECISION, Learner, ran
@@ -90,7 +91,7 @@ def measure(cell: Cell, report: Callable[[dict[str, Any]], None]) -> dict[str, A
         "prefill_tokens_per_second": lambda: throughput(bench, prefill_rate),
         "decode_tokens_per_second": lambda: throughput(bench, decode_rate),
         "state_bytes": lambda: state_bytes(bench, _row(batch)),
-        "contexts": lambda: [context(bench, task, length) for length in cell.cost.contexts],
+        "contexts": lambda: contexts(bench, task),
     }
     cost: dict[str, Any] = {
         "peak_bytes": peak,
@@ -180,6 +181,20 @@ def state_bytes(bench: Bench, source: Tokens, target: Tensor | None = None) -> i
     with bench.inference():
         state = bench.backbone.encode(source)
         return (state if target is None else bench.backbone.advance(state, target)[1]).nbytes
+
+
+def contexts(bench: Bench, task: Task) -> list[dict[str, Any]]:
+    """`context` of each length in turn; the first that does not fit ends the list, with its reason."""
+    rows: list[dict[str, Any]] = []
+    for length in sorted(bench.cell.cost.contexts):
+        try:
+            rows.append(context(bench, task, length))
+        except Exception as error:
+            if not endings.is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            return [*rows, {"context": length, **endings.classify(error)}]
+    return rows
 
 
 def context(bench: Bench, task: Task, length: int) -> dict[str, int]:

@@ -14,9 +14,17 @@ GROWING = {"state_bytes": "state per sequence", "activation_bytes": "kept for th
 
 def points(entry: Entry, name: str) -> list[tuple[float, float]]:
     """(context, bytes) of a measurement, by context; what is not known or not positive is left out."""
-    rows = [Entry({"cost": row}, None) for row in entry.get("cost", "contexts") or []]
-    pairs = [(row.number("cost", "context"), row.number("cost", name)) for row in rows]
+    pairs = [(row.number("cost", "context"), row.number("cost", name)) for row in _contexts(entry)]
     return sorted((context, size) for context, size in pairs if context and size and size > 0)
+
+
+def out_of_memory(entry: Entry) -> float | None:
+    """The context at which a measurement ran out of memory; None where all of them fitted."""
+    return next((row.number("cost", "context") for row in _contexts(entry) if row.get("cost", "status") == "oom"), None)
+
+
+def _contexts(entry: Entry) -> list[Entry]:
+    return [Entry({"cost": row}, None) for row in entry.get("cost", "contexts") or []]
 
 
 def expense(entry: Entry, name: str) -> float | None:
@@ -32,5 +40,6 @@ def growing(contests: Iterable[Contest]) -> dict[str, Contest]:
     for contest in contests:
         found = {label: [points(entry, name) for name in GROWING] for label, entry in contest.costs.items()}
         if any(any(lines) for lines in found.values()):
-            alike.setdefault(repr(found), []).append(contest)
+            ends = {label: out_of_memory(entry) for label, entry in contest.costs.items()}
+            alike.setdefault(repr((found, ends)), []).append(contest)
     return {listing(contest.task for contest in group): group[0] for group in alike.values()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.report import stats, units
-from experiments.report.costs import GROWING, expense, growing, points
+from experiments.report.costs import GROWING, expense, growing, out_of_memory, points
 from experiments.report.records import Entry
 from experiments.report.study import Contest, Study
 from experiments.report.units import NOTHING, code, count, listing, plus_minus, score, short, size, text
@@ -158,18 +158,25 @@ def memory(contests: Iterable[Contest]) -> list[str]:
 
 def _memory(tasks: str, contest: Contest) -> list[str]:
     found = {label: [points(entry, name) for name in GROWING] for label, entry in contest.costs.items()}
-    rows = [[code(label), *_growth(state), *_growth(kept)] for label, (state, kept) in found.items() if state or kept]
     contexts = [context for lines in found.values() for line in lines for context, _ in line]
-    ends = [f"at {count(min(contexts))}", f"at {count(max(contexts))}", "growth"]
+    first, last = min(contexts), max(contexts)
+    rows = [
+        [code(label), *(cell for line in lines for cell in _growth(line, first, last))]
+        for label, lines in found.items()
+        if any(lines)
+    ]
+    ends = [f"at {count(first)}", f"at {count(last)}", "growth"]
     header = [f"{title} {end}" for title in ("state", "activations") for end in ends]
-    return units.table([tasks, *header], rows)
+    ran_out = {label: at for label, entry in contest.costs.items() if (at := out_of_memory(entry)) is not None}
+    notes = [f"{code(label)} ran out of memory at a context of {count(at)}." for label, at in ran_out.items()]
+    return [*units.table([tasks, *header], rows), *(line for note in notes for line in (note, ""))]
 
 
-def _growth(known: Sequence[tuple[float, float]]) -> list[str]:
-    if not known:
-        return [NOTHING] * 3
+def _growth(known: Sequence[tuple[float, float]], first: float, last: float) -> list[str]:
+    """Sizes at two contexts, and the exponent."""
+    ends = [size(found) if (found := dict(known).get(context)) is not None else NOTHING for context in (first, last)]
     exponent = f"L^{stats.growth(known):.2f}".replace("-", units.MINUS) if len(known) > 1 else NOTHING
-    return [size(known[0][1]), size(known[-1][1]), exponent]
+    return [*ends, exponent]
 
 
 def matching(study: Study) -> list[str]:

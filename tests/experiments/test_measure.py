@@ -44,6 +44,14 @@ def test_every_architecture_is_measured(name: str, costs: dict[str, dict[str, An
     ]
 
 
+def test_a_context_that_does_not_fit_is_a_result_and_longer_ones_are_left_alone() -> None:
+    fits, first, _ = contexts = (32, 2**50, 2**51)
+    *rows, last = measure.measure(small("gqa", contexts=contexts), ignore)["cost"]["contexts"]
+    assert [row["context"] for row in rows] == [fits]
+    assert (last["context"], last["status"]) == (first, "oom")
+    assert "memory" in last["reason"]
+
+
 def growth(cost: dict[str, Any], what: str) -> list[float]:
     values = [row[what] for row in cost["contexts"]]
     return [after / before for before, after in itertools.pairwise(values)]

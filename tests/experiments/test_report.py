@@ -215,6 +215,15 @@ def test_memory_has_the_exponent_of_its_growth(tmp_path: Path) -> None:
     assert row(memory, "mamba")[1:4] == ["8 KiB", "8 KiB", "L^0.00"]
 
 
+def test_a_context_that_did_not_fit_is_named(tmp_path: Path) -> None:
+    cost = make_cost(state=64)
+    cost["contexts"][-1] = {"context": 1024, "status": "oom", "reason": "out of memory: of course"}
+    folder = write_ledger(tmp_path, [make_record(make_cell("gqa", "reverse", kind="cost"), cost=cost)])
+    memory = section(markdown(folder), "Memory")
+    assert row(memory, "gqa")[1] == "64 KiB"
+    assert "`gqa` ran out of memory at a context of 1,024." in memory
+
+
 def test_tasks_in_which_memory_grows_alike_share_a_table(tmp_path: Path) -> None:
     sizes = {"reverse": 64, "recall": 64, "text": 8}
     records = [
