@@ -2,6 +2,7 @@
 
 archs.names()                                    the architectures that exist
 archs.build("gqa", vocab_size=64, n_kv_heads=1)  a Backbone
+archs.load_pretrained("path/of/a/folder")        one with the weights of a Llama, Mamba or Marian checkpoint
 archs.greedy(backbone, source, 32)               generation, the same for all
 """
 
@@ -18,16 +19,18 @@ from archs import registry
 if TYPE_CHECKING:
     from archs.contract import Backbone, State, StateConsumed, Tokens
     from archs.generate import beam, greedy, sample
+    from archs.pretrained import load_pretrained
     from archs.verify import ContractError, verify_contract
 
 _LAZY = {
     "Backbone": "contract", "State": "contract", "StateConsumed": "contract", "Tokens": "contract",
     "greedy": "generate", "sample": "generate", "beam": "generate",
     "ContractError": "verify", "verify_contract": "verify",
+    "load_pretrained": "pretrained",
 }  # fmt: skip
 __all__ = [
-    "Backbone", "ContractError", "State", "StateConsumed", "Tokens", "beam", "build", "greedy", "load", "names",
-    "sample", "verify_contract",
+    "Backbone", "ContractError", "State", "StateConsumed", "Tokens", "beam", "build", "greedy", "load",
+    "load_pretrained", "names", "sample", "verify_contract",
 ]  # fmt: skip
 
 

@@ -45,15 +45,21 @@ class Config:
     n_heads: int = 4
     n_kv_heads: int = 2
     """Groups of query heads: n_heads = multi-head, 1 = multi-query."""
+    d_head: int | None = None
+    """Width of a head; d_model / n_heads by default."""
     d_ff: int | None = None
     """Hidden width of SwiGLU; by default 8/3 d_model rounded up to a multiple of 4."""
     rope_theta: float = 10_000.0
     rope_factor: float = 1.0
-    """Llama-3.1 frequency scaling: low frequencies are divided by this; 1 = off."""
+    """Frequencies are divided by this: the low ones as in Llama 3.1, or all of them; 1 = off."""
+    rope_scaling: Literal["low", "all"] = "low"
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_context: int = 8192
     norm_eps: float = 1e-5
+    attention_bias: bool = False
+    """Biases in the four projections of attention, which LLaMA has not."""
+    mlp_bias: bool = False
     tied_embeddings: bool = False
     dropout: float = 0.0
     learning_rate: float = 2e-3
@@ -61,11 +67,13 @@ class Config:
     """No recurrent state is kept here: the cache has the dtype of its keys."""
 
     def __post_init__(self) -> None:
-        check_config(self, "n_heads", "n_kv_heads", "d_ff", "rope_original_context")
-        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+        check_config(self, "n_heads", "n_kv_heads", "d_head", "d_ff", "rope_original_context")
+        if self.d_head is not None and self.d_head % 2:
+            raise ValueError(f"gqa: d_head must be even, got {self.d_head}: rotary positions turn pairs of features")
+        if self.d_head is None and (self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2):
             raise ValueError(
                 f"gqa: d_model={self.d_model} must split into n_heads={self.n_heads} heads of even width; "
-                f"choose d_model as a multiple of {2 * self.n_heads}"
+                f"choose d_model as a multiple of {2 * self.n_heads}, or set d_head"
             )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
@@ -75,6 +83,8 @@ class Config:
             raise ValueError(
                 f"gqa: rope_theta and rope_factor must be positive, got {self.rope_theta} and {self.rope_factor}"
             )
+        if self.rope_scaling not in ("low", "all"):
+            raise ValueError(f"gqa: rope_scaling must be 'low' or 'all', got {self.rope_scaling!r}")
         if self.rope_low_freq_factor >= self.rope_high_freq_factor:
             raise ValueError(
                 f"gqa: rope_low_freq_factor must be below rope_high_freq_factor, got {self.rope_low_freq_factor} "
@@ -83,7 +93,7 @@ class Config:
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.n_heads
+        return self.d_head or self.d_model // self.n_heads
 
     @property
     def hidden(self) -> int:
@@ -103,12 +113,12 @@ class RotaryPositions(nn.Module):
         self.config = config
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """(head_dim / 2,) radians per position, scaled as Meta's released Llama 3.1 does."""
+        """(head_dim / 2,) radians per position, scaled as Meta's released Llama 3.1 does, or linearly."""
         c = self.config
         exponents = torch.arange(0, c.head_dim, 2, device=device, dtype=angle_dtype(device)) / c.head_dim
         rates = c.rope_theta**-exponents
-        if c.rope_factor == 1.0:
-            return rates
+        if c.rope_scaling == "all" or c.rope_factor == 1.0:
+            return rates / c.rope_factor
         turns = c.rope_original_context * rates / (2 * math.pi)
         kept = (turns - c.rope_low_freq_factor) / (c.rope_high_freq_factor - c.rope_low_freq_factor)
         kept = kept.clamp(0, 1)
@@ -127,10 +137,12 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
-def linear(inputs: int, outputs: int, layers: int = 1) -> nn.Linear:
-    """Without bias; normal weights of variance 1 / (inputs * layers), `layers` > 1 for additions to the residual."""
-    module = nn.Linear(inputs, outputs, bias=False)
+def linear(inputs: int, outputs: int, layers: int = 1, bias: bool = False) -> nn.Linear:
+    """Normal weights of variance 1 / (inputs * layers), `layers` > 1 for additions to the residual; bias zero."""
+    module = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(module.weight, std=(inputs * layers) ** -0.5)
+    if bias:
+        nn.init.zeros_(module.bias)
     return module
 
 
@@ -140,9 +152,10 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.query = linear(config.d_model, config.d_model)
-        self.key_value = linear(config.d_model, 2 * config.n_kv_heads * config.head_dim)
-        self.out = linear(config.d_model, config.d_model, layers=2 * config.n_layers)
+        heads, bias = config.n_heads * config.head_dim, config.attention_bias
+        self.query = linear(config.d_model, heads, bias=bias)
+        self.key_value = linear(config.d_model, 2 * config.n_kv_heads * config.head_dim, bias=bias)
+        self.out = linear(heads, config.d_model, layers=2 * config.n_layers, bias=bias)
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> query (B, Hq, T, E), key and value (B, H, T, E), the first two rotated."""
@@ -161,8 +174,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate_up = linear(config.d_model, 2 * config.hidden)
-        self.down = linear(config.hidden, config.d_model, layers=2 * config.n_layers)
+        self.gate_up = linear(config.d_model, 2 * config.hidden, bias=config.mlp_bias)
+        self.down = linear(config.hidden, config.d_model, layers=2 * config.n_layers, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)

@@ -43,6 +43,9 @@ class Config:
     dt_max: float = 0.1
     selective: bool = True
     """False = B, C and dt do not depend on the input."""
+    bias: bool = False
+    """Biases in the block's projections in and out, which the released models have not."""
+    conv_bias: bool = True
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     dropout: float = 0.0
@@ -125,14 +128,14 @@ class Mixer(nn.Module):
         super().__init__()
         self.config = config
         channels = config.channels
-        self.project_in = nn.Linear(config.d_model, 2 * channels, bias=False)
-        self.conv = nn.Conv1d(channels, channels, config.d_conv, groups=channels)
+        self.project_in = nn.Linear(config.d_model, 2 * channels, bias=config.bias)
+        self.conv = nn.Conv1d(channels, channels, config.d_conv, groups=channels, bias=config.conv_bias)
         self.selection = Selection(config)
         # A = -exp(A_log) starts as -1, -2, ..., -N in every channel (S4D-Real, section 3.6).
         steps = torch.arange(1, config.d_state + 1, dtype=torch.float32).log()
         self.A_log = undecayed(nn.Parameter(steps.repeat(channels, 1)))
         self.D = undecayed(nn.Parameter(torch.ones(channels)))
-        self.project_out = nn.Linear(channels, config.d_model, bias=False)
+        self.project_out = nn.Linear(channels, config.d_model, bias=config.bias)
         with torch.no_grad():
             self.project_out.weight.mul_(config.n_layers**-0.5)
 

@@ -31,6 +31,10 @@ from archs.attention import (
 )
 from archs.contract import Backbone, State, Tokens, check_config
 
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+CHOICES = {"norm": ("post", "pre"), "activation": tuple(ACTIVATIONS), "positions": ("interleaved", "halves")}
+"""Field of Config -> what it may be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -41,14 +45,25 @@ class Config:
 
     d_model: int = 128
     n_layers: int = 2
-    """Encoder layers, and as many decoder layers."""
+    """Encoder layers."""
+    n_decoder_layers: int | None = None
+    """As many as encoder layers by default."""
     n_heads: int = 8
     d_ff: int | None = None
     """Hidden width of the feed-forward; 4 d_model by default."""
     norm: Literal["post", "pre"] = "post"
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Between the two matrices of the feed-forward."""
     wavelength: float = 10_000.0
     """Base of the position encodings (section 3.5): the longest period is 2 pi times this. A shorter one tells the
     neighbours of short sequences apart more sharply."""
+    positions: Literal["interleaved", "halves"] = "interleaved"
+    """Sines and cosines by turns, as in the paper; or all sines first, as in tensor2tensor and Marian."""
+    scaled_embeddings: bool = True
+    """False = not multiplied by sqrt(d_model)."""
+    source_vocab_size: int | None = None
+    """Sources have an embedding of their own, of so many tokens; by default that of the target."""
+    readout_bias: bool = False
     tied_embeddings: bool = True
     dropout: float = 0.0
     learning_rate: float = 1e-3
@@ -56,14 +71,17 @@ class Config:
     """No recurrent state is kept here: the cache has the dtype of its keys."""
 
     def __post_init__(self) -> None:
-        check_config(self, "n_heads", "d_ff")
+        check_config(self, "n_heads", "d_ff", "n_decoder_layers", "source_vocab_size")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ValueError(
                 f"transformer: d_model={self.d_model} must be even and a multiple of n_heads={self.n_heads}; "
                 f"choose d_model as a multiple of {math.lcm(2, self.n_heads)}"
             )
-        if self.norm not in ("post", "pre"):
-            raise ValueError(f"transformer: norm must be 'post' or 'pre', got {self.norm!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"transformer: {name} must be {' or '.join(map(repr, known))}, got {getattr(self, name)!r}"
+                )
         if self.wavelength <= 0:
             raise ValueError(f"transformer: wavelength must be positive, got {self.wavelength}")
 
@@ -71,6 +89,10 @@ class Config:
     def hidden(self) -> int:
         """Width of the feed-forward."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.n_decoder_layers or self.n_layers
 
 
 @dataclass(frozen=True)
@@ -82,12 +104,16 @@ class TransformerState(State):
     target: Cache
 
 
-def sinusoids(positions: Tensor, width: int, wavelength: float, dtype: torch.dtype) -> Tensor:
-    """Position encodings (..., D) of int64 positions (...): sines at even, cosines at odd features (section 3.5)."""
+def sinusoids(positions: Tensor, width: int, wavelength: float, dtype: torch.dtype, halves: bool = False) -> Tensor:
+    """Position encodings (..., D) of int64 positions (...): sines at even, cosines at odd features (section 3.5).
+
+    halves: sines in the first, cosines in the second half of the features instead.
+    """
     device = positions.device
     exponents = torch.arange(0, width, 2, device=device, dtype=angle_dtype(device)) / width
     angles = positions[..., None] * wavelength**-exponents
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(dtype)
+    waves = torch.stack([angles.sin(), angles.cos()], -2 if halves else -1)
+    return waves.flatten(-2).to(dtype)
 
 
 class MultiHead(nn.Module):
@@ -141,7 +167,8 @@ class Residual(nn.Module):
 
 def feed_forward(config: Config) -> nn.Sequential:
     """Position-wise feed-forward (section 3.3)."""
-    return nn.Sequential(nn.Linear(config.d_model, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.d_model))
+    activation = ACTIVATIONS[config.activation]()
+    return nn.Sequential(nn.Linear(config.d_model, config.hidden), activation, nn.Linear(config.hidden, config.d_model))
 
 
 class EncoderLayer(nn.Module):
@@ -203,41 +230,48 @@ class Transformer(Backbone[TransformerState]):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.d_model)
+        own = config.source_vocab_size
+        self.source_embedding = nn.Embedding(own, config.d_model) if own else None
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList([EncoderLayer(config) for _ in range(config.n_layers)])
-        self.decoder = nn.ModuleList([DecoderLayer(config) for _ in range(config.n_layers)])
+        self.decoder = nn.ModuleList([DecoderLayer(config) for _ in range(config.decoder_layers)])
         final = nn.LayerNorm if config.norm == "pre" else nn.Identity
         self.encoder_norm = final(config.d_model)
         self.decoder_norm = final(config.d_model)
-        self.readout = nn.Linear(config.d_model, vocab_size, bias=False)
+        self.readout = nn.Linear(config.d_model, vocab_size, bias=config.readout_bias)
         self._initialise()
         if config.tied_embeddings:
             self.readout.weight = self.embedding.weight
 
     def _initialise(self) -> None:
-        """Xavier matrices, zero biases; embeddings of unit norm, which `_embed` scales by sqrt(d_model)."""
+        """Xavier matrices, zero biases; embeddings of unit norm, which `_place` scales by sqrt(d_model)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embedding.weight, std=self.config.d_model**-0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.decoder))
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        width = self.config.d_model
-        x = self.embedding(ids) * math.sqrt(width)
-        return self.embedding_dropout(x + sinusoids(positions, width, self.config.wavelength, x.dtype))
+    def _place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings (B, L, D), scaled, with their positions (B, L) added."""
+        c = self.config
+        if c.scaled_embeddings:
+            x = x * math.sqrt(c.d_model)
+        return self.embedding_dropout(
+            x + sinusoids(positions, c.d_model, c.wavelength, x.dtype, halves=c.positions == "halves")
+        )
 
     def encode(self, source: Tokens, room: int = 0) -> TransformerState:
         """Encode the source once; `room` preallocates target columns."""
         rows, columns = source.ids.shape
         room = usable_room(room)
         mask = source_mask(source.start, columns)
-        x = self._embed(source.ids, source.positions)
+        x = self._place((self.source_embedding or self.embedding)(source.ids), source.positions)
         for layer in self.encoder:
             x = layer(x, mask)
         encoded = self.encoder_norm(x)
@@ -248,14 +282,14 @@ class Transformer(Backbone[TransformerState]):
         """An empty target cache with `room` columns."""
         empty = like.new_zeros(rows, self.config.n_heads, room, self.config.d_model // self.config.n_heads)
         length = torch.zeros(rows, dtype=torch.int64, device=like.device)
-        layers = tuple((empty.clone(), empty.clone()) for _ in range(self.config.n_layers))
+        layers = tuple((empty.clone(), empty.clone()) for _ in range(self.config.decoder_layers))
         return Cache(layers, length, lease=Lease(0) if room else None)
 
     def advance(self, state: TransformerState, target: Tensor) -> tuple[Tensor, TransformerState]:
         """Decode T more inputs, attending to the source and to the target so far."""
         count = target.shape[1]
         slot = state.target.claim(count)
-        x = self._embed(target, state.target.positions(count))
+        x = self._place(self.embedding(target), state.target.positions(count))
         mask = source_mask(state.start, state.memory[0][0].shape[2])
         layers = []
         for index, layer in enumerate(self._decoder_layers):
@@ -268,7 +302,7 @@ class Transformer(Backbone[TransformerState]):
         """Weights of the last layer's attention over the source, averaged over its heads."""
         state = self.encode(source)
         slot = state.target.claim(target.shape[1])
-        x = self._embed(target, state.target.positions(target.shape[1]))
+        x = self._place(self.embedding(target), state.target.positions(target.shape[1]))
         mask = source_mask(state.start, source.ids.shape[1])
         for index, layer in enumerate(self._decoder_layers[:-1]):
             x, _ = layer(x, slot, index, state.memory[index], mask)
