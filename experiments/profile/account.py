@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from experiments.profile.cards import Card
@@ -23,19 +24,28 @@ def account(subject: Subject, context: int, card: Card | None = None) -> dict[st
     includes the reading before it. state_bytes: of the state after the context. flops, moved_bytes, roofline_seconds
     (on the card, if any): of as many `tokens`. operations: how many there were, all phases.
     """
+    return followed(subject, context, card)[0]
+
+
+def followed(
+    subject: Subject, context: int, card: Card | None = None
+) -> tuple[dict[str, Any], tuple[Tensor, Any] | None]:
+    """The account of a pass; and, where it decoded, the next token and the state, from which it may go on untracked."""
     tracker = Tracker()
     tracker.hold_all(subject.backbone.parameters(), "parameters")
     tracker.hold_all(subject.backbone.buffers(), "parameters")
     if subject.optimizer is not None:
         tracker.hold_all(tree_leaves([list(state.values()) for state in subject.optimizer.state.values()]), "optimizer")
+    reached = None
     with tracker:
         if subject.point.mode == "train":
             phase = _train(subject, tracker, context)
+        elif subject.point.mode == "prefill":
+            phase = _prefill(subject, tracker, context)
         else:
-            with subject.inference():
-                phase = (_prefill if subject.point.mode == "prefill" else _decode)(subject, tracker, context)
+            phase, reached = _decode(subject, tracker, context)
     work, dtype = tracker.work, subject.point.dtype
-    return phase | {
+    facts = {
         "peak_bytes": tracker.peak,
         "split": tracker.split(),
         "flops": work.flops,
@@ -43,6 +53,7 @@ def account(subject: Subject, context: int, card: Card | None = None) -> dict[st
         "roofline_seconds": None if card is None else work.seconds(card.peak(dtype), card.bandwidth),
         "operations": tracker.operations,
     }
+    return phase | facts, reached
 
 
 def _train(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
@@ -58,19 +69,22 @@ def _train(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
 def _prefill(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
     source, _ = subject.batch(context)
     tracker.reset()
-    state = subject.read(source)
+    with subject.inference():
+        state = subject.read(source)
     tracker.hold_all(state.leaves(), "state")
     return {"needed_bytes": tracker.peak, "state_bytes": state.nbytes, "tokens": context * subject.point.rows}
 
 
-def _decode(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
+def _decode(subject: Subject, tracker: Tracker, context: int) -> tuple[dict[str, Any], tuple[Tensor, Any]]:
     source, token = subject.batch(context)
-    state = subject.read(source, room=DECODED)
-    needed, size = tracker.peak, state.nbytes
-    tracker.hold_all(state.leaves(), "state")
-    del source
-    tracker.reset()
-    for _ in range(STEPS):
-        token, state = subject.generate(state, token)
+    with subject.inference():
+        state = subject.read(source, room=DECODED)
+        needed, size = tracker.peak, state.nbytes
         tracker.hold_all(state.leaves(), "state")
-    return {"needed_bytes": max(needed, tracker.peak), "state_bytes": size, "tokens": STEPS * subject.point.rows}
+        del source
+        tracker.reset()
+        for _ in range(STEPS):
+            token, state = subject.generate(state, token)
+            tracker.hold_all(state.leaves(), "state")
+    phase = {"needed_bytes": max(needed, tracker.peak), "state_bytes": size, "tokens": STEPS * subject.point.rows}
+    return phase, (token, state)

@@ -1,4 +1,7 @@
-"""One measured point: its speed, its memory, and the process's peak beside."""
+"""One measured point: its memory, the process's peak beside, and its speed.
+
+The pass that is tracked comes first. It warms up those that are timed, and where it takes very long it is the timing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from torch import Tensor
 import kernels
 from experiments import measure
 from experiments.errors import UserError
-from experiments.profile.account import account
+from experiments.profile.account import STEPS, account, followed
 from experiments.profile.config import DECODED
 from experiments.profile.point import Point
 from experiments.profile.subject import Subject, build, warm_up
@@ -26,12 +29,16 @@ LEAST = 3
 PATIENCE = 6
 """Times the wished seconds, after which fewer timings must do."""
 MOST_OPERATIONS = 120_000
-"""More operations than that are not tracked: following each takes some fifty microseconds."""
-SKIPPED = 2
-"""Tokens generated before those that are timed."""
+"""More operations than that are not tracked."""
+FOLLOWING = 1e-4
+"""Seconds that following an operation costs, at most."""
+SMALL = 0.02
+"""Share of a pass's time that following may take for the pass to count as a timing."""
 
-_MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of malloc.h: larger blocks are mapped each by itself, and a fixed value stays fixed."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h: larger blocks are mapped each by itself."""
+_MOST_MMAP_THRESHOLD = 32 * 2**20
+"""What glibc's own moving threshold comes to when large blocks are freed."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,21 +52,30 @@ def measured(point: Point, report: Report) -> dict[str, Any]:
     context = point.contexts[0]
     with torch.device(point.device):
         subject = build(point)
-        warm_up(subject)
-        refuse_fallback(point)
-        before = _settle(subject)
-        speed = _speed(subject, context)
-        process = measure.most_allocated(subject.device)
+    warm_up(subject)
+    refuse_fallback(point)
     result = {
         "context": context,
-        "speed": speed,
-        "process_bytes": None if process is None or before is None else process - before,
         "parameters": sum(parameter.numel() for parameter in subject.backbone.parameters()),
     }
+    if _many_operations(subject, context):
+        before = _settle(subject)
+        speed = _speed(subject, context)
+        return result | {"tracked": None, "speed": speed, "process_bytes": _above(before, subject)}
+    return_freed_memory()
+    before = _settle(subject)
+    begun = time.perf_counter()
+    tracked, reached = followed(subject, context)
+    _synchronize(subject.device)
+    elapsed = time.perf_counter() - begun
+    result |= {"tracked": tracked, "state_bytes": tracked["state_bytes"], "process_bytes": _above(before, subject)}
     report({"result": result})
-    gc.collect()
-    with torch.device(point.device):
-        return result | _memory(subject, context)
+    keep_freed_memory()
+    if reached is not None:
+        return result | {"speed": _decode_speed(subject, *reached, DECODED - STEPS)}
+    if elapsed > PATIENCE * point.seconds and tracked["operations"] * FOLLOWING < SMALL * elapsed:
+        return result | {"speed": _spread([context * point.rows / elapsed])}
+    return result | {"speed": _speed(subject, context)}
 
 
 def refuse_fallback(point: Point) -> None:
@@ -81,6 +97,12 @@ def _settle(subject: Subject) -> int | None:
     return None if now is None else now - sum(held.values())
 
 
+def _above(before: int | None, subject: Subject) -> int | None:
+    """The process's peak since then, the model included; None where the system does not tell."""
+    process = measure.most_allocated(subject.device)
+    return None if process is None or before is None else process - before
+
+
 def _owned(subject: Subject) -> list[Tensor]:
     tensors = [*subject.backbone.parameters(), *subject.backbone.buffers()]
     if subject.optimizer is not None:
@@ -88,22 +110,21 @@ def _owned(subject: Subject) -> list[Tensor]:
     return tensors
 
 
-def _memory(subject: Subject, context: int) -> dict[str, Any]:
-    """The tracked account, and the peak of the process in the same pass; None of it where it would take too long."""
-    if _many_operations(subject, context):
-        return {"tracked": None}
-    return_freed_memory()
-    before = _settle(subject)
-    tracked = account(subject, context)
-    process = measure.most_allocated(subject.device)
-    result = {"tracked": tracked, "state_bytes": tracked["state_bytes"]}
-    return result if process is None or before is None else result | {"process_bytes": process - before}
-
-
 def return_freed_memory() -> None:
     """Have glibc give every larger block back when it is freed: what it keeps is no part of what the work needs."""
+    _set_thresholds(2**17)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks for the next ones, as it does by itself after some time: that is faster."""
+    _set_thresholds(_MOST_MMAP_THRESHOLD)
+
+
+def _set_thresholds(size: int) -> None:
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**17)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, size)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * size)
 
 
 def _many_operations(subject: Subject, context: int) -> bool:
@@ -113,13 +134,13 @@ def _many_operations(subject: Subject, context: int) -> bool:
 
 
 def _speed(subject: Subject, context: int) -> dict[str, Any]:
-    if subject.point.mode == "decode":
-        return _decode_speed(subject, context)
-    source, target = subject.batch(context)
+    source, token = subject.batch(context)
     if subject.point.mode == "train":
-        return _rates(subject, lambda: subject.train_step(source, target), context)
+        return _rates(subject, lambda: subject.train_step(source, token), context)
     with subject.inference():
-        return _rates(subject, lambda: subject.read(source), context)
+        if subject.point.mode == "prefill":
+            return _rates(subject, lambda: subject.read(source), context)
+        return _decode_speed(subject, token, subject.read(source, room=DECODED), DECODED)
 
 
 def _rates(subject: Subject, work: Callable[[], Any], context: int) -> dict[str, Any]:
@@ -135,18 +156,16 @@ def _rates(subject: Subject, work: Callable[[], Any], context: int) -> dict[str,
         times.append(_timed(subject, work))
 
 
-def _decode_speed(subject: Subject, context: int) -> dict[str, Any]:
+def _decode_speed(subject: Subject, token: Tensor, state: Any, count: int) -> dict[str, Any]:
     """Tokens per second of generating one token after another, each timed by itself."""
-    rows, times = subject.point.rows, []
+    rates = []
     with subject.inference():
-        source, token = subject.batch(context)
-        state = subject.read(source, room=DECODED)
-        for _ in range(DECODED):
+        for _ in range(count):
             begun = time.perf_counter()
             token, state = subject.generate(state, token)
             _synchronize(subject.device)
-            times.append(time.perf_counter() - begun)
-    return _spread([rows / seconds for seconds in times[SKIPPED:]])
+            rates.append(subject.point.rows / (time.perf_counter() - begun))
+    return _spread(rates)
 
 
 def _timed(subject: Subject, work: Callable[[], Any]) -> float:
