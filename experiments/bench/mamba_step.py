@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archs
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
+from experiments.bench._steps import VOCABULARY, own_step, random_ids, step
 
-VOCABULARY, WIDTH, LAYERS, STATES = 64, 128, 2, 16
+WIDTH, LAYERS, STATES = 128, 2, 16
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -22,24 +22,11 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _case(rows: int, length: int, device: torch.device) -> Case:
-    ids = torch.randint(3, VOCABULARY, (rows, length), device=device)
+    ids = random_ids(rows, length, device)
     model = archs.build("mamba", VOCABULARY, d_model=WIDTH, n_layers=LAYERS).to(device)
-    source = archs.Tokens(ids[:, :1].contiguous(), None)
-    ours = step(model, lambda: model(source, ids[:, 1:]), ids[:, 1:])
+    ours = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
     theirs = peer("mambapy.mamba", lambda module: _mambapy(module, ids))
     return Case(f"{rows} x {length} tokens", ours, _floor(model, ids), {"mambapy": theirs}, together=True)
-
-
-def step(model: nn.Module, logits: Any, labels: Tensor) -> Work:
-    """One step of AdamW on the mean cross entropy."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-
-    def work() -> None:
-        F.cross_entropy(logits().flatten(0, 1), labels.flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return work
 
 
 def _floor(model: nn.Module, ids: Tensor) -> dict[str, float]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import archs
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
-from experiments.bench.mamba_step import step
+from experiments.bench._steps import VOCABULARY, own_step, random_ids, step, weights
 
-VOCABULARY, WIDTH = 64, 128
+WIDTH = 128
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -23,20 +23,16 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _case(rows: int, length: int, device: torch.device) -> Case:
-    source, target = (torch.randint(3, VOCABULARY, (rows, length), device=device) for _ in range(2))
+    source, target = random_ids(rows, length, device), random_ids(rows, length, device)
     model = archs.build("seq2seq", VOCABULARY, d_model=WIDTH, attention="bahdanau").to(device)
-    ours = step(model, lambda: model(archs.Tokens(source, None), target), target)
+    ours = own_step(model, archs.Tokens(source), target)
     theirs = peer("joeynmt.decoders", lambda module: _joeynmt(module, source, target))
     terms = float(rows * length * length)
     floor = {
         "tanh": 2 * terms * WIDTH,
-        "gemm": 3 * (2 * terms * 2 * WIDTH + 2.0 * source.numel() * _weights(model)),
+        "gemm": 3 * (2 * terms * 2 * WIDTH + 2.0 * source.numel() * weights(model)),
     }
     return Case(f"{rows} x {length} -> {length} tokens", ours, floor, {"JoeyNMT": theirs}, together=True)
-
-
-def _weights(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.dim() == 2)
 
 
 def _joeynmt(module: Any, source: Tensor, target: Tensor) -> Work:
