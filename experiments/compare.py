@@ -242,12 +242,14 @@ def _wanted_again(record: Mapping[str, Any], retry: set[str]) -> bool:
 
 def _show(plan: Plan, book: Ledger, machine: Machine, console: Console) -> int:
     """The dry run: cells, parameters, and an estimate from one measured step of each."""
+    from rich.progress import track
+
     from experiments.estimate import step_seconds
     from experiments.tables import plan_table, total_seconds
 
-    with console.status("measuring a training step of each"):
-        threads = max(1, resources.cores() // machine.jobs)
-        steps = {index: step_seconds(entry, threads) for index, entry in enumerate(plan.entries)}
+    threads = max(1, resources.cores() // machine.jobs)
+    entries = track(plan.entries, "measuring a training step of each", console=console, transient=True)
+    steps = {index: step_seconds(entry, threads) for index, entry in enumerate(entries)}
     console.print(plan_table(plan, steps))
     cells = sum(entry.trainings for entry in plan.entries)
     training = duration(total_seconds(plan, steps, machine.jobs))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -16,20 +17,23 @@ from experiments.progress import duration
 
 
 def plan_table(plan: Plan, steps: Mapping[int, float | None] | None = None) -> Table:
-    """One row per variant and task.
+    """One row per task and variant.
 
     steps: index of an entry -> seconds that one of its training steps takes, None where it could not be measured;
     adds a column with the time of one training.
     """
     table = Table(title=_title(plan), title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
-    for name in ("architecture", "task"):
-        table.add_column(name)
-    for name in ("cells", "rate", "width, inner", "parameters", "core", "deviation"):
-        table.add_column(name, justify="right")
+    table.add_column("architecture", overflow="fold")
+    for name in ("cells", "rate", "width, inner", "parameters", "off"):
+        table.add_column(name, justify="right", no_wrap=True)
     if steps is not None:
-        table.add_column("training", justify="right")
-    for index, entry in enumerate(plan.entries):
-        table.add_row(*_row(entry), *([] if steps is None else [_training(entry, steps[index])]))
+        table.add_column("time each", justify="right", no_wrap=True)
+    numbered = enumerate(plan.entries)
+    for task, entries in itertools.groupby(numbered, lambda item: item[1].task.label):
+        table.add_row(f"[bold]{escape(task)}[/]")
+        for index, entry in entries:
+            table.add_row(*_row(entry), *([] if steps is None else [_training(entry, steps[index])]))
+        table.add_section()
     return table
 
 
@@ -43,14 +47,16 @@ def _title(plan: Plan) -> str:
 def _row(entry: Entry) -> list[str]:
     return [
         escape(entry.arch.label),
-        escape(entry.task.label),
         str(entry.trainings),
-        ", ".join(f"{rate:g}" for rate in entry.rates),
+        _rates(entry.rates),
         _solved(entry.match.solved),
         f"{entry.match.parameters:,}",
-        f"{entry.match.core_parameters:,}",
         _deviation(entry.match.deviation),
     ]
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return f"{rates[0]:g}" if len(rates) == 1 else f"{len(rates)}: {min(rates):g} to {max(rates):g}"
 
 
 def _solved(solved: Mapping[str, int]) -> str:

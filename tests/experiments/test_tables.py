@@ -23,11 +23,12 @@ def planned(**overrides: Any) -> plan.Plan:
 
 
 def test_every_entry_is_a_row_with_what_was_solved() -> None:
-    title, head, _, both, one = printed(planned())
+    title, head, _, task, both, one = printed(planned())
     assert title == "budget: 20,000 parameters without embeddings and readout"
-    assert head == "architecture task cells rate width, inner parameters core deviation"
-    assert both == "gqa copy 3 0.002 32, 72 21,344 20,128 +0.6%"
-    assert one == "gqa:d_model=32 copy 3 0.002 d_ff 72 21,344 20,128 +0.6%"
+    assert head == "architecture cells rate width, inner parameters off"
+    assert task == "copy"
+    assert both == "gqa 3 0.002 32, 72 21,344 +0.6%"
+    assert one == "gqa:d_model=32 3 0.002 d_ff 72 21,344 +0.6%"
 
 
 def test_without_matching_there_is_no_deviation() -> None:
