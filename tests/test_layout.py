@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,14 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
     path = re.compile(rb"(?<![\w.])/(root|home|Users|work|opt|mnt)/\w")
     texts = [file for file in files if file.suffix not in {".png", ".svg"}]
     assert not [name(file) for file in texts if path.search(file.read_bytes())]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_wheel_holds_sources_presets_and_styles(package: str) -> None:
+    settings = tomllib.loads((HOUSE / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path for pattern in settings.get(package, ()) for path in (HOUSE / package).glob(pattern)}
+    files = {path for path in (HOUSE / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files if path.suffix != ".py"} == packed
 
 
 def test_every_preset_loads() -> None:
