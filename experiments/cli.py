@@ -56,10 +56,17 @@ def compare(given: dict[str, Any]) -> int:
 def report(given: dict[str, Any]) -> int:
     """Write the report of a folder again, from its records alone."""
     from experiments import report as reporter
+    from experiments.profile import report as profiles
+    from experiments.profile import study as studies
 
     folder = Path(given["folder"])
     if not (folder / "experiment.yaml").is_file():
-        raise UserError(f"{folder} holds no experiment: expected the --out of an `archlab compare`")
+        raise UserError(f"{folder} holds no experiment: expected the --out of `archlab compare` or `archlab profile`")
+    if studies.is_profile(folder):
+        study = studies.read(folder)
+        profiles.write(folder, study)
+        profiles.show(folder, study, console())
+        return 0
     path = reporter.write(folder)
     printer = console()
     printer.print(reporter.table(folder))

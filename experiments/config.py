@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -115,13 +115,10 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Experiment:
     Mappings are merged key by key, everything else is replaced. Raises UserError for an unknown preset, file, key,
     or a value of the wrong type or range.
     """
-    data = merge({} if source is None else _read(source), overrides)
-    for name in ("archs", "tasks", "lr_grid"):
-        if isinstance(data.get(name), str):
-            data[name] = split_list(data[name])
+    data = given(source, overrides, PRESETS, lists=("archs", "tasks", "lr_grid"))
     for name in ("archs", "tasks"):
         if isinstance(data.get(name), list | tuple):
-            data[name] = [_absolute(entry) for entry in data[name]]
+            data[name] = [absolute(entry) for entry in data[name]]
     for name in ("arch", "task"):
         if isinstance(data.get(name), Mapping):
             data[name] = {item: _located(settings) for item, settings in data[name].items()}
@@ -130,9 +127,18 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def presets() -> list[str]:
+def presets(folder: Path = PRESETS) -> list[str]:
     """The names of the presets, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def given(source: str | None, overrides: Mapping[str, Any], folder: Path, lists: Iterable[str]) -> dict[str, Any]:
+    """What a preset (by name) or YAML file says, with nested overrides on top; fields in `lists` as lists.
+
+    Raises UserError for an unknown preset or file, and for one that cannot be read.
+    """
+    data = merge({} if source is None else _read(source, folder), overrides)
+    return data | {name: split_list(data[name]) for name in lists if isinstance(data.get(name), str)}
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -164,19 +170,19 @@ def split_list(text: str) -> list[str]:
 def check(experiment: Experiment) -> None:
     """Raises UserError for a value out of its range, and for learning rates that contradict each other."""
     for name, least in _LEAST.items():
-        _require(experiment, name, functools.partial(operator.le, least), f"at least {least:g}")
+        require(experiment, name, functools.partial(operator.le, least), f"at least {least:g}")
     for name in _ABOVE_ZERO:
-        _require(experiment, name, lambda value: value is None or value > 0, "above 0")
+        require(experiment, name, lambda value: value is None or value > 0, "above 0")
     for name in _BELOW_ONE:
-        _require(experiment, name, lambda value: value < 1, "below 1")
-    _require(
+        require(experiment, name, lambda value: value < 1, "below 1")
+    require(
         experiment,
         "cost.contexts",
         lambda value: all(context >= 2 for context in value),
         "a list of contexts of 2 tokens or more",
     )
-    _require(experiment, "archs", bool, "a list of at least one architecture")
-    _require(experiment, "tasks", bool, "a list of at least one task")
+    require(experiment, "archs", bool, "a list of at least one architecture")
+    require(experiment, "tasks", bool, "a list of at least one task")
     _check_rates(experiment)
     train = experiment.train
     if train.batch_size % train.devices:
@@ -185,8 +191,9 @@ def check(experiment: Experiment) -> None:
         )
 
 
-def _require(experiment: Experiment, name: str, holds: Callable[[Any], bool], expected: str) -> None:
-    value: Any = experiment
+def require(settings: Any, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    """Raises UserError where a field, dotted if nested, does not hold what is expected, or is not finite."""
+    value = settings
     for part in name.split("."):
         value = getattr(value, part)
     if isinstance(value, float) and not math.isfinite(value):
@@ -203,13 +210,13 @@ def _check_rates(experiment: Experiment) -> None:
         raise UserError(f"lr_grid must hold at least 4 different rates above 0, got {list(grid)}; add more, or set lr")
 
 
-def _read(source: str) -> dict[str, Any]:
-    """The mapping in a preset or file."""
-    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+def _read(source: str, folder: Path) -> dict[str, Any]:
+    """The mapping in a preset of the folder, or in a file."""
+    path = folder / f"{source}.yaml" if source in presets(folder) else Path(source)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no preset or file {source!r}: {strict.nearest(source, presets())}") from None
+        raise UserError(f"no preset or file {source!r}: {strict.nearest(source, presets(folder))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the configuration {source} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -219,10 +226,10 @@ def _read(source: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _absolute(entry: Any) -> Any:
+def absolute(entry: Any) -> Any:
     """An entry whose file of the user's is found from any folder."""
     if isinstance(entry, Mapping):
-        return _located({key: _absolute(value) if key in ("arch", "task") else value for key, value in entry.items()})
+        return _located({key: absolute(value) if key in ("arch", "task") else value for key, value in entry.items()})
     found = re.fullmatch(r"(.+?\.py)(:.*)?", entry) if isinstance(entry, str) else None
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else entry
 

@@ -98,7 +98,7 @@ def _fill_profile(parser: ArgumentParser) -> None:
         help="run again what ended as failed, oom or timeout, or is stale",
     )
     parser.add_argument_group("settings of one architecture", "--arch.NAME.KEY VALUE")
-    _add_fields(parser, Profile, flags=("predict",))
+    _add_fields(parser, Profile, flags=("predict", "frontier"))
 
 
 def _fill_compare(parser: ArgumentParser) -> None:

@@ -107,6 +107,8 @@ def describe(record: dict[str, Any]) -> str:
         far = max(results, key=lambda result: result["context"])
         return f"predicted to {units.tokens(far['context'])} tokens: {units.size(far['peak_bytes'])}"
     result = record["result"]
+    if record["kind"] == "traced":
+        return str(result["trace"])
     tracked = result.get("tracked") or {}
     peak = tracked.get("peak_bytes") or result.get("process_bytes")
     return f"{units.size(peak)}, {units.short(result['speed']['median'])} tokens/s"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from experiments import config, resources, strict
 from experiments.config import Budget
@@ -24,6 +23,8 @@ DECODED = 64
 """Tokens that are generated after the context has been read."""
 LEAST = 8
 """The shortest context: enough for a source and a target."""
+_LISTS = ("archs", "pretrained", "contexts", "predicted", "modes", "fallback", "trace")
+_LEAST = {"rows": 1, "vocab_size": 4, "chunk": 0, "seconds": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Profile:
     name: str = "profile"
     archs: tuple[Any, ...] = ("seq2seq", "transformer", "gqa", "mamba")
     """Names, files, published models such as llama-3-8b, variants of each `name:key=value`, or labelled entries."""
+    pretrained: tuple[str, ...] = ()
+    """Local Hugging Face folders of Llama, Mamba or Marian checkpoints, profiled in place of `archs`."""
     contexts: tuple[Any, ...] = ("1k", "2k", "4k", "8k", "16k")
     """Source + target tokens at which is measured, such as 4096 or 4k."""
     predicted: tuple[Any, ...] = ()
@@ -60,6 +63,10 @@ class Profile:
     """What the sizes of architectures, published models aside, are matched by."""
     predict: bool = False
     """Predict alone: measure nothing, and need neither the memory nor the device."""
+    frontier: bool = False
+    """Find the longest context that fits the limit: by prediction, confirmed by at most two measurements."""
+    trace: tuple[str, ...] = ()
+    """Write a torch profiler trace of one point, such as gqa,train,4k: Perfetto and TensorBoard open it."""
     card: str = "none"
     """Whose memory is the limit and whose peaks bound the speed in predictions: h100, h200, a100, 4090, ..."""
     seconds: float = 1.0
@@ -75,50 +82,22 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Profile:
 
     Raises UserError for an unknown preset, file, key, or a value of the wrong type or range.
     """
-    data = config.merge(_read(source) if source else {}, overrides)
-    for name in ("archs", "contexts", "predicted", "modes", "fallback"):
-        if isinstance(data.get(name), str):
-            data[name] = config.split_list(data[name])
+    data = config.given(source, overrides, PRESETS, lists=_LISTS)
+    if isinstance(data.get("archs"), list | tuple):
+        data["archs"] = [config.absolute(entry) for entry in data["archs"]]
     profile = strict.build(Profile, data)
     check(profile)
     return profile
 
 
-def presets() -> list[str]:
-    """The names of the presets, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
-
-
-def _read(source: str) -> dict[str, Any]:
-    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no preset or file {source!r}: {strict.nearest(source, presets())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the configuration {source} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"the configuration {source} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, Mapping):
-        raise UserError(f"the configuration {source} must hold settings, key: value, got {type(data).__name__}")
-    return dict(data)
-
-
 def check(profile: Profile) -> None:
     """Raises UserError for a value out of its range."""
-    least = {"rows": 1, "vocab_size": 4, "chunk": 0, "seconds": 0}
-    for name, bound in least.items():
-        value = getattr(profile, name)
-        if not (math.isfinite(value) and value >= bound):
-            raise UserError(f"{name} must be at least {bound}, got {value}")
-    if not (math.isfinite(profile.timeout) and profile.timeout > 0):
-        raise UserError(f"timeout must be above 0 seconds, got {profile.timeout}")
-    if not profile.archs:
-        raise UserError("archs must be a list of at least one architecture or published model")
-    if not profile.modes:
-        raise UserError(f"modes must name at least one of {', '.join(MODES)}")
-    if not profile.decode_rows or min(profile.decode_rows) < 1:
-        raise UserError(f"decode_rows must hold numbers of at least 1, got {list(profile.decode_rows)}")
+    for name, least in _LEAST.items():
+        config.require(profile, name, functools.partial(operator.le, least), f"at least {least}")
+    config.require(profile, "timeout", lambda value: value > 0, "above 0 seconds")
+    config.require(profile, "archs", bool, "a list of at least one architecture or published model")
+    config.require(profile, "modes", bool, f"a list of at least one of {', '.join(MODES)}")
+    config.require(profile, "decode_rows", lambda value: value and min(value) >= 1, "a list of numbers of at least 1")
     if not measured_contexts(profile):
         raise UserError("contexts must hold at least one context, such as 4k")
     for given in (profile.predicted, *profile.beyond.values()):
@@ -126,6 +105,10 @@ def check(profile: Profile) -> None:
     if profile.card != "none":
         card(profile.card)
     resources.memory_limit(profile.memory_limit, 1)
+    if profile.trace:
+        traced(profile)
+    if profile.frontier and not limited(profile):
+        raise UserError("frontier needs a limit that contexts are to fit: --memory_limit 16GiB, or --card h100")
 
 
 def measured_contexts(profile: Profile, arch: str | None = None) -> list[int]:
@@ -158,6 +141,19 @@ def tokens(given: Any) -> int:
             f"a context must be a whole number of at least {LEAST} tokens such as 4096 or 4k, got {given!r}"
         )
     return int(number)
+
+
+def traced(profile: Profile) -> tuple[str, str, int]:
+    """Label, mode and context of the point to be traced. Raises UserError for what names none."""
+    if len(profile.trace) != 3 or profile.trace[1] not in MODES:
+        raise UserError(f"trace must be an architecture, a mode and a context: gqa,train,4k, got {list(profile.trace)}")
+    label, mode, context = profile.trace
+    return label, mode, tokens(context)
+
+
+def limited(profile: Profile) -> bool:
+    """Whether the user has set a limit, a card's or in bytes."""
+    return profile.card != "none" or profile.memory_limit not in ("auto", "none")
 
 
 def limit(profile: Profile) -> int | None:

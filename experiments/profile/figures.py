@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from experiments.profile.analysis import by_series, exponent
+from experiments.profile.frontier import MOST, Frontier
 from experiments.profile.rows import Row, Series
 from experiments.report import style, units
 from experiments.report.style import Look
@@ -26,12 +27,16 @@ OUT = {"oom": "x", "timeout": "|"}
 """Markers of ends."""
 
 
-def draw(rows: Sequence[Row], limit: int | None) -> dict[str, Figure]:
+def draw(rows: Sequence[Row], limit: int | None, frontiers: Sequence[Frontier] = ()) -> dict[str, Figure]:
     """Every figure that the rows allow, by name."""
     looks = style.looks({row.label: row.arch for row in rows})
     groups = by_series(rows)
     with mpl.rc_context(style.STYLE):
-        figures = {"memory": _memory(groups, looks, limit), "speed": _speed(groups, looks), "split": _split(groups)}
+        figures = {
+            "memory": _memory(groups, looks, limit, frontiers),
+            "speed": _speed(groups, looks),
+            "split": _split(groups),
+        }
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -47,7 +52,12 @@ def _title(mode: str, rows: int) -> str:
     return f"{mode}, {rows} sequences" if rows > 1 else mode
 
 
-def _memory(groups: Mapping[Series, Sequence[Row]], looks: Mapping[str, Look], limit: int | None) -> Figure | None:
+def _memory(
+    groups: Mapping[Series, Sequence[Row]],
+    looks: Mapping[str, Look],
+    limit: int | None,
+    frontiers: Sequence[Frontier],
+) -> Figure | None:
     panels = _panels({series: rows for series, rows in groups.items() if any(row.bytes for row in rows)})
     if not panels:
         return None
@@ -61,15 +71,35 @@ def _memory(groups: Mapping[Series, Sequence[Row]], looks: Mapping[str, Look], l
             axes.axhline(limit, color=style.INK, linewidth=1, linestyle=(0, (6, 3)))
             axes.annotate(f"limit {units.size(limit)}", (0.01, limit), xycoords=("axes fraction", "data"),
                           xytext=(0, 3), textcoords="offset points", fontsize=8)  # fmt: skip
-        _context_axis(axes, [row.context for found in members.values() for row in found])
+        here = [one for one in frontiers if one.series[1:] == (mode, count) and 0 < one.predicted < MOST]
+        for one in here:
+            _frontier_mark(axes, one, looks[one.series[0]])
+        contexts = [row.context for found in members.values() for row in found]
+        _context_axis(axes, [*contexts, *(one.predicted for one in here)])
         sizes = [row.bytes for found in members.values() for row in found if row.bytes]
         style.log_ticks(axes.yaxis, style.powers([*sizes, *([limit] if limit else [])], 2), units.size)
         axes.set_ylabel("peak memory")
     figure.draw_without_rendering()
     for axes, ((_, _), members) in style.each(grid, list(panels.items())):
         _exponents(axes, members, looks, 72 / figure.dpi)
-    style.legend(figure, _used(looks, groups), _notes(groups))
+    style.legend(figure, _used(looks, groups), [*_notes(groups), *_frontier_notes(frontiers)])
     return figure
+
+
+def _frontier_mark(axes: Axes, found: Frontier, look: Look) -> None:
+    """A diamond on the limit, filled where a measurement confirms it."""
+    face = look.colour if found.fits else "none"
+    axes.plot([found.predicted], [found.limit], marker="D", color=look.colour, markerfacecolor=face, markersize=6)
+
+
+def _frontier_notes(frontiers: Sequence[Frontier]) -> list[Line2D]:
+    notes = {"frontier, measured": "full" if any(one.fits for one in frontiers) else None,
+             "frontier, predicted": "none" if any(not one.fits for one in frontiers) else None}  # fmt: skip
+    return [
+        Line2D([], [], color=style.INK, linestyle="", marker="D", fillstyle=fill, label=label)  # type: ignore[arg-type]
+        for label, fill in notes.items()
+        if fill
+    ]
 
 
 def _memory_line(axes: Axes, rows: Sequence[Row], look: Look) -> None:

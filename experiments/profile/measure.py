@@ -28,7 +28,7 @@ LEAST = 3
 """Timings that a median is taken of, unless each takes very long."""
 PATIENCE = 6
 """Times the wished seconds, after which fewer timings must do."""
-MOST_OPERATIONS = 120_000
+MOST_OPERATIONS = 40_000
 """More operations than that are not tracked."""
 FOLLOWING = 1e-4
 """Seconds that following an operation costs, at most."""
@@ -54,7 +54,7 @@ def measured(point: Point, report: Report) -> dict[str, Any]:
         subject = build(point)
     warm_up(subject)
     refuse_fallback(point)
-    result = {
+    result: dict[str, Any] = {
         "context": context,
         "parameters": sum(parameter.numel() for parameter in subject.backbone.parameters()),
     }

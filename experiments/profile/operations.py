@@ -92,23 +92,50 @@ def _additive(args: Any, factor: int) -> int:
     return factor * rows * queries * keys.shape[1] * (4 * hidden + 2 * values.shape[2])
 
 
+def _attentive_gru(args: Any) -> int:
+    """Per step the products with three matrices, and the attention."""
+    gates, queries, keys, values = args[0], args[1], args[7], args[8]
+    return 2 * gates.shape[0] * gates.shape[1] * _numbers(args[3], args[4], args[6]) + _additive(
+        (queries, keys, values), 1
+    )
+
+
+def _attentive_gru_backward(args: Any) -> int:
+    """The same products with their transposes, and the queries' once more."""
+    outputs, queries, keys, values = args[2], args[6], args[11], args[12]
+    products = _numbers(args[8], args[9], args[10], args[10])
+    return 2 * outputs.shape[0] * outputs.shape[1] * products + _additive((queries, keys, values), 2)
+
+
+def _numbers(*tensors: Tensor) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
 _OWN: dict[str, Callable[[Any], int]] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-    "archlab::selective_scan_cpu": lambda args: _scan(args, 1),
-    "archlab::selective_scan_cpu_backward": _scan_backward,
+    **{f"archlab::selective_scan_{backend}": lambda args: _scan(args, 1) for backend in ("cpu", "cuda", "triton")},
+    **{f"archlab::selective_scan_{backend}_backward": _scan_backward for backend in ("cpu", "cuda", "triton")},
+    "archlab::selective_state_update_cpu": lambda args: 9 * args[0].numel(),
+    "archlab::selective_state_update_cpu_": lambda args: 9 * args[0].numel(),
     "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
     "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
     "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
+    "archlab::attentive_gru_cpu": _attentive_gru,
+    "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
 }
 
 
 def scratch(func: Any, args: Any) -> int:
     """Bytes that an operation holds for itself beside arguments and results, as far as it is known."""
-    declared = SCRATCH.get(func._schema.name)
+    declared = _SCRATCH.get(func._schema.name)
     return declared(args) if declared else 0
 
 
-SCRATCH: dict[str, Callable[[Any], int]] = {}
-"""Operator -> bytes from its arguments: the declared scratch of custom kernels."""
+_SCRATCH: dict[str, Callable[[Any], int]] = {
+    # Transposed weights; the states before each step, and the queries made from them.
+    "archlab::attentive_gru_cpu": lambda args: _bytes([args[3], args[4], args[6]]),
+    "archlab::attentive_gru_cpu_backward": lambda args: _bytes([args[0], args[6]]),
+}
+"""Operator -> bytes from its arguments: what our kernels hold within."""

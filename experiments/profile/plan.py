@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import archs
+from archs.pretrained import read_pretrained
 from experiments import match, strict
 from experiments.config import Budget
 from experiments.errors import UserError
@@ -16,29 +17,19 @@ from experiments.match import Shape
 from experiments.profile import config
 from experiments.profile.config import Profile
 from experiments.profile.models import MODELS
-from experiments.profile.point import Kind, Point
+from experiments.profile.point import Item, Kind, Point
 from experiments.variants import Variant, parse_all
 
 SHAPE = 64
 """Source and target columns at which sizes are matched."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One architecture of a profile, resolved."""
-
-    label: str
-    arch: str
-    settings: dict[str, Any]
-    """Every field of its Config."""
-    vocab_size: int
-    dtype: str
-    parameters: int
-
-
 def items(profile: Profile) -> list[Item]:
     """What is profiled, in order. Raises UserError for what does not exist, or cannot be."""
-    found = [_item(profile, variant) for variant in parse_all(profile.archs, "arch")]
+    if profile.pretrained:
+        found = [_pretrained(profile, folder) for folder in profile.pretrained]
+    else:
+        found = [_item(profile, variant) for variant in parse_all(profile.archs, "arch")]
     labels = [item.label for item in found]
     for name in profile.beyond:
         if name not in labels:
@@ -58,10 +49,24 @@ def _item(profile: Profile, variant: Variant) -> Item:
     else:
         budget, vocab_size, spec = Budget(by="none"), model.vocab_size, model.arch
         settings = {**model.config, **given}
-    sized = Variant(variant.label, spec)
-    fit = match.fit(sized, settings, Shape(vocab_size, SHAPE, SHAPE), budget)
-    resolved = match.resolve(sized, {**settings, **fit.solved})
-    return Item(variant.label, spec, resolved, vocab_size, dtype, fit.parameters)
+    return _sized(Variant(variant.label, spec), settings, vocab_size, dtype, budget)
+
+
+def _pretrained(profile: Profile, folder: str) -> Item:
+    """A checkpoint: what it costs does not depend on its weights' values, so none is loaded."""
+    try:
+        found = read_pretrained(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    variant = Variant(found.folder.resolve().name, found.arch, found.config)
+    dtype = profile.dtype if profile.dtype != "auto" else found.dtype
+    return _sized(variant, found.config, found.vocab_size, dtype, Budget(by="none"))
+
+
+def _sized(variant: Variant, settings: dict[str, Any], vocab_size: int, dtype: str, budget: Budget) -> Item:
+    fit = match.fit(variant, settings, Shape(vocab_size, SHAPE, SHAPE), budget)
+    resolved = match.resolve(variant, {**settings, **fit.solved})
+    return Item(variant.label, variant.spec, resolved, vocab_size, dtype, fit.parameters)
 
 
 def device(profile: Profile) -> str:
@@ -96,6 +101,31 @@ def measurements(profile: Profile, found: list[Item]) -> list[Point]:
     return sorted(points, key=lambda point: point.contexts)
 
 
+def trial(profile: Profile, predicted: Point, context: int) -> Point:
+    """The measurement that confirms a predicted frontier, or does not."""
+    return replace(
+        predicted,
+        kind="measured",
+        contexts=(context,),
+        device=device(profile),
+        seconds=profile.seconds,
+        card="none",
+        limit=None,
+    )
+
+
+def traced(profile: Profile, found: list[Item]) -> list[Point]:
+    """The point to be traced, if any. Raises UserError where it is none of the profile's architectures or modes."""
+    if not profile.trace:
+        return []
+    label, mode, context = config.traced(profile)
+    items = {item.label: item for item in found}
+    if label not in items:
+        raise UserError(f"trace names {label!r}, which is not profiled: {strict.nearest(label, items)}")
+    rows = profile.decode_rows[0] if mode == "decode" else profile.rows
+    return [_point(profile, items[label], "traced", mode, rows, (context,))]
+
+
 def series(profile: Profile) -> Iterator[tuple[str, int]]:
     """Mode and rows of every line."""
     for mode in profile.modes:
@@ -104,7 +134,7 @@ def series(profile: Profile) -> Iterator[tuple[str, int]]:
 
 
 def _point(profile: Profile, item: Item, kind: Kind, mode: str, rows: int, contexts: tuple[int, ...]) -> Point:
-    measured = kind == "measured"
+    measured = kind != "predicted"
     return Point(
         kind=kind,
         label=item.label,
@@ -120,4 +150,5 @@ def _point(profile: Profile, item: Item, kind: Kind, mode: str, rows: int, conte
         seconds=profile.seconds if measured else 0.0,
         fallback=profile.fallback,
         card="none" if measured else profile.card,
+        limit=config.limit(profile) if profile.frontier and not measured else None,
     )

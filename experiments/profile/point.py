@@ -7,7 +7,20 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["measured", "predicted"]
+Kind = Literal["measured", "predicted", "traced"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One architecture of a profile, resolved."""
+
+    label: str
+    arch: str
+    settings: dict[str, Any]
+    """Every field of its Config."""
+    vocab_size: int
+    dtype: str
+    parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +49,8 @@ class Point:
     fallback: tuple[str, ...] = ()
     """Slow kernel backends that may be measured."""
     card: str = "none"
+    limit: int | None = None
+    """Bytes for which a prediction finds the longest context that fits; None = it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

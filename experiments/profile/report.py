@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,11 +17,14 @@ from experiments import ledger
 from experiments.profile import analysis, config, figures
 from experiments.profile.cards import CARDS
 from experiments.profile.config import Profile
+from experiments.profile.frontier import MOST, Frontier
 from experiments.profile.models import MODELS, mamba_ssm_state_bytes
-from experiments.profile.rows import Row
+from experiments.profile.rows import GAP, SLACK, Row, Series
+from experiments.profile.study import Study
 from experiments.report import figures as files
 from experiments.report import html, style, units
 
+_ENDS = {"done": "fits", "oom": "does not"}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CAPTIONS = {
     "memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
@@ -37,11 +41,12 @@ NOT_MODELLED = (
 )
 
 
-def write(folder: Path, profile: Profile, items: Sequence[Any], rows: Sequence[Row], records: Sequence[Any]) -> None:
+def write(folder: Path, study: Study) -> None:
     """report.md, report.html, profile.json, profile.csv and figures/ from what is known."""
-    drawn = figures.draw(rows, config.limit(profile) if _limited(profile) else None)
+    profile, rows = study.profile, study.rows
+    drawn = figures.draw(rows, config.limit(profile) if config.limited(profile) else None, study.frontiers)
     files.save(drawn, folder / "figures")
-    markdown = compose(profile, items, rows, drawn, records)
+    markdown = compose(study, drawn)
     looks = style.looks({row.label: row.arch for row in rows})
     page = html.page(markdown, folder, {label: look.colour for label, look in looks.items()})
     ledger.write_text(folder / "report.md", markdown)
@@ -50,20 +55,26 @@ def write(folder: Path, profile: Profile, items: Sequence[Any], rows: Sequence[R
         "profile": config.to_dict(profile),
         "rows": [_flat(row) for row in rows],
         "exponents": {" ".join(map(str, s)): analysis.exponent(r) for s, r in analysis.by_series(rows).items()},
-        "findings": findings(profile, items, rows),
-        "environment": next(iter(_environments(records)), None),
+        "frontiers": [found.to_json() for found in study.frontiers],
+        "findings": findings(study),
+        "environment": next(iter(_environments(study.wanted)), None),
     })  # fmt: skip
     ledger.write_text(folder / "profile.csv", table_csv(rows))
 
 
-def _limited(profile: Profile) -> bool:
-    return profile.card != "none" or profile.memory_limit not in ("auto", "none")
+def show(folder: Path, study: Study, console: Console) -> None:
+    """Print the tables, the findings, and where the report is."""
+    for table in tables(study):
+        console.print(table)
+    for line in [*findings(study), f"report   {folder / 'report.html'}"]:
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def tables(profile: Profile, rows: Sequence[Row]) -> list[Table]:
-    """One for each mode and number of sequences: contexts down, architectures across."""
-    found = []
-    for (mode, count), members in _by_mode(rows).items():
+def tables(study: Study) -> list[Table]:
+    """One for each mode and number of sequences: contexts down, architectures across, frontiers at the foot."""
+    found, limit = [], config.limit(study.profile)
+    asked = [row for row in study.rows if not row.trial]
+    for (mode, count), members in _by_mode(asked).items():
         table = Table(
             title=_mode(mode, count), title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False
         )
@@ -73,7 +84,11 @@ def tables(profile: Profile, rows: Sequence[Row]) -> list[Table]:
             table.add_column(escape(label), justify="right")
         for context in sorted({row.context for row in members}):
             cells = {row.label: row for row in members if row.context == context}
-            table.add_row(f"{context:,}", *(_cell(cells.get(label), config.limit(profile)) for label in labels))
+            table.add_row(f"{context:,}", *(_cell(cells.get(label), limit) for label in labels))
+        frontiers = {one.series[0]: one for one in study.frontiers if one.series[1:] == (mode, count)}
+        if frontiers:
+            table.add_section()
+            table.add_row("frontier", *(_frontier(frontiers[label]) for label in labels))
         found.append(table)
     return found
 
@@ -108,23 +123,52 @@ def _cell(row: Row | None, limit: int | None) -> str:
     return f"[yellow]{row.status}[/]{known}"
 
 
-def findings(profile: Profile, items: Sequence[Any], rows: Sequence[Row]) -> list[str]:
-    """Sentences: growth laws, crossovers, agreement, states."""
-    found = []
+def _frontier(found: Frontier) -> str:
+    """`48,128`, in parentheses where it is only predicted, with what was measured beside."""
+    if not found.ends:
+        return f"[dim]({_reach(found)})[/]"
+    fits = f"{found.fits:,} fits" if found.fits else ""
+    fails = f"{found.fails:,} does not" if found.fails else ""
+    return ", ".join(part for part in (fits, fails) if part) or f"({_reach(found)}) {'/'.join(found.ends.values())}"
+
+
+def _reach(found: Frontier) -> str:
+    if found.predicted == MOST:
+        return f"beyond {MOST:,}"
+    return f"{found.predicted:,}" if found.predicted else "none"
+
+
+def findings(study: Study) -> list[str]:
+    """Sentences: growth laws, crossovers, frontiers, agreement, states."""
+    found, rows = [], study.rows
     for series, members in analysis.by_series(rows).items():
         power = analysis.exponent(members)
         if power is not None:
             longest = max(row.context for row in members if row.bytes)
-            name = f"{series[0]} {series[1]}{f' x{series[2]}' if series[2] > 1 else ''}"
-            found.append(f"{name}: memory beyond the parameters' ~ L^{power:.1f} up to {longest:,} tokens")
+            found.append(f"{_name(series)}: memory beyond the parameters' ~ L^{power:.1f} up to {longest:,} tokens")
     found += analysis.crossovers(rows)
+    found += [
+        f"{_name(one.series)} fits {units.size(one.limit)} up to {_reach(one)} tokens, as predicted{_confirmed(one)}"
+        for one in study.frontiers
+    ]
     if worst := analysis.disagreement(rows):
         off, row = worst
         found.append(
             f"prediction and tracked measurement differ by at most {off:.2%} "
             f"({row.label} {row.mode} at {row.context:,} tokens)"
         )
-    return found + _states(items)
+    return found + _states(study.plan.items)
+
+
+def _name(series: Series) -> str:
+    """`mamba decode x8`."""
+    label, mode, count = series
+    return f"{label} {mode}{f' x{count}' if count > 1 else ''}"
+
+
+def _confirmed(found: Frontier) -> str:
+    said = [f"{context:,} {_ENDS.get(end, f'ended as {end}')}" for context, end in sorted(found.ends.items())]
+    return f"; measured: {', '.join(said)}" if said else ""
 
 
 def _states(items: Sequence[Any]) -> list[str]:
@@ -145,19 +189,18 @@ def _states(items: Sequence[Any]) -> list[str]:
     return found
 
 
-def compose(
-    profile: Profile, items: Sequence[Any], rows: Sequence[Row], drawn: Mapping[str, Any], records: Sequence[Any]
-) -> str:
+def compose(study: Study, drawn: Mapping[str, Any]) -> str:
     """report.md."""
+    profile, rows = study.profile, study.rows
     lines = [f"# {units.text(profile.name)}: memory and speed against context", ""]
-    lines += [f"- {units.text(line)}" for line in findings(profile, items, rows)] + [""]
+    lines += [f"- {units.text(line)}" for line in findings(study)] + [""]
     for name in drawn:
         lines += [f"![{name}](figures/{name}.png)", "", f"*{CAPTIONS[name]}*", ""]
-    lines += ["## Architectures", "", *_architectures(items)]
+    lines += ["## Architectures", "", *_architectures(study.plan.items)]
     for (mode, count), members in _by_mode(rows).items():
         lines += [f"## {units.text(_mode(mode, count))}", "", *_rows_table(members)]
     lines += ["## Ends", "", *_ends(rows), "## Method", "", units.text(NOT_MODELLED), ""]
-    return "\n".join([*lines, *_card(profile), *_environment(records)]) + "\n"
+    return "\n".join([*lines, *_card(profile), *_environment(study.wanted), *_traces(study)]) + "\n"
 
 
 def _architectures(items: Sequence[Any]) -> list[str]:
@@ -179,7 +222,7 @@ def _rows_table(rows: Sequence[Row]) -> list[str]:
             row.status or "predicted",
             units.size(row.measured_bytes),
             units.size(row.predicted_bytes) + ("°" if row.predicted.get("extrapolated") else ""),
-            units.size(row.measured.get("process_bytes")),
+            units.size(row.measured.get("process_bytes")) + ("†" if row.gap is not None else ""),
             units.size(row.state_bytes),
             _speed(row),
             units.short(row.flops_per_token),
@@ -203,7 +246,14 @@ def _ends(rows: Sequence[Row]) -> list[str]:
     ]
     note = "° by a polynomial through short contexts: the architecture loops over time."
     loops = [note, ""] if any(row.predicted.get("extrapolated") for row in rows) else []
-    return [*(lines or ["Every point that was tried is done."]), "", *loops]
+    gaps = [row.gap for row in rows if row.gap is not None]
+    widest = f"by up to {max(gaps, key=abs):+.0%} here" if gaps else ""
+    apart = [
+        f"† the process's peak differs from the tracked one by more than {GAP:.0%} and {units.size(SLACK)}, {widest}: "
+        "in a loop over time many small blocks are freed that the system's allocator keeps.",
+        "",
+    ]
+    return [*(lines or ["Every point that was tried is done."]), "", *loops, *(apart if gaps else [])]
 
 
 def _card(profile: Profile) -> list[str]:
@@ -212,6 +262,14 @@ def _card(profile: Profile) -> list[str]:
     card = CARDS[profile.card]
     peak = f"{card.half / 1e12:g} TFLOPS in half, {card.single / 1e12:g} in single precision"
     return [f"Card: {card.title}, {peak}, {card.bandwidth / 1e9:,.0f} GB/s ({units.text(card.source)}).", ""]
+
+
+def _traces(study: Study) -> list[str]:
+    """Where the traces lie, and what opens them."""
+    paths = [
+        record["result"]["trace"] for record in study.wanted if record["kind"] == "traced" and record.get("result")
+    ]
+    return [f"Trace: `{path}`, which ui.perfetto.dev opens." for path in paths]
 
 
 def _environment(records: Sequence[Any]) -> list[str]:
@@ -245,6 +303,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "predicted_bytes": row.predicted_bytes,
         "needed_bytes": tracked.get("needed_bytes") or row.predicted.get("needed_bytes"),
         "extrapolated": row.predicted.get("extrapolated"),
+        "process_gap": row.gap,
+        "trial": row.trial,
         "state_bytes": row.state_bytes,
         "tokens_per_second": speed.get("median"),
         "tokens_per_second_low": speed.get("low"),

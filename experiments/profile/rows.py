@@ -10,6 +10,8 @@ from experiments.profile.point import Point
 
 STOPS = ("oom", "timeout")
 """Ends after which a longer context of the same series is not tried."""
+GAP, SLACK = 0.1, 64 * 2**20
+"""Share of the process's peak, and bytes, by which it may differ from what was tracked without being remarked."""
 Series = tuple[str, str, int]
 """Label, mode, rows."""
 
@@ -28,6 +30,8 @@ class Row:
     reason: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
     predicted: dict[str, Any] = field(default_factory=dict)
+    trial: bool = False
+    """Measured to confirm a frontier, not because its context was asked for."""
 
     @property
     def series(self) -> Series:
@@ -54,6 +58,14 @@ class Row:
         return (self.measured.get("tracked") or {}).get("split") or self.predicted.get("split") or {}
 
     @property
+    def gap(self) -> float | None:
+        """The process's peak over the tracked one, less 1; None unless both are known and differ remarkably."""
+        process, tracked = self.measured.get("process_bytes"), (self.measured.get("tracked") or {}).get("peak_bytes")
+        if not process or not tracked or abs(process - tracked) <= GAP * process + SLACK:
+            return None
+        return process / tracked - 1
+
+    @property
     def state_bytes(self) -> int | None:
         return self.measured.get("state_bytes") or self.predicted.get("state_bytes")
 
@@ -73,14 +85,16 @@ class Row:
         return self.predicted["flops"] / self.predicted["tokens"] if self.predicted else None
 
 
-def assemble(points: Sequence[Point], records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """The rows of these points, by series in their order, contexts ascending."""
+def assemble(
+    points: Sequence[Point], records: Mapping[str, Mapping[str, Any]], trials: Sequence[Point] = ()
+) -> list[Row]:
+    """The rows of these points, by series in their order, contexts ascending; trials are those of frontiers."""
     rows: dict[tuple[Series, int], Row] = {}
-    for point in points:
+    for point in (*points, *trials):
         for context in point.contexts:
-            row = Row(point.label, point.arch, point.mode, point.rows, context)
+            row = Row(point.label, point.arch, point.mode, point.rows, context, trial=point in trials)
             rows.setdefault((point.series, context), row)
-    for point in points:
+    for point in (*points, *trials):
         record = records.get(point.key)
         if record is None:
             continue

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 
 from experiments import ledger, provenance, resources, strict
 from experiments.cell import Cell
@@ -18,9 +17,9 @@ from experiments.ledger import Ledger
 from experiments.profile import config, plan, rows
 from experiments.profile.board import Board
 from experiments.profile.config import Profile
-from experiments.profile.plan import Item
 from experiments.profile.point import Point
 from experiments.profile.sources import digest
+from experiments.profile.study import PLAN, Plan, Study, read_records
 from experiments.profile.worker import work
 from experiments.scheduler import Job, Limits, Scheduler
 
@@ -42,8 +41,7 @@ class Book(Ledger):
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Every readable record by its key."""
-        found = {path.stem: ledger.read_record(path) for path in sorted(self.cells.glob("*.json"))}
-        return {key: record for key, record in found.items() if record is not None}
+        return read_records(self.cells)
 
 
 class Runner(Scheduler):
@@ -79,10 +77,16 @@ def run(profile: Profile, folder: Path, retry: Sequence[str] = (), console: Cons
             raise UserError(f"unknown status to retry {word!r}: {strict.nearest(word, RETRY)}")
     with console.status("sizing the architectures"):
         found = plan.items(profile)
+        resolved = Plan(
+            found,
+            plan.predictions(profile, found),
+            plan.measurements(profile, found),
+            traced=plan.traced(profile, found),
+        )
     book = Book(folder)
     with book.locked():
         book.claim_profile(profile)
-        sweep = _Sweep(profile, found, book, console, set(retry))
+        sweep = _Sweep(profile, resolved, book, console, set(retry))
         try:
             return sweep.run()
         except KeyboardInterrupt:
@@ -94,33 +98,48 @@ def run(profile: Profile, folder: Path, retry: Sequence[str] = (), console: Cons
 class _Sweep:
     """One pass over a profile in a locked folder."""
 
-    def __init__(self, profile: Profile, found: list[Item], book: Book, console: Console, retry: set[str]) -> None:
-        self.profile, self.items, self.book, self.console, self.retry = profile, found, book, console, retry
-        self.predicted = plan.predictions(profile, found)
-        self.measured = plan.measurements(profile, found)
-        known = book.records()
-        self.done = {key for key, record in known.items() if not _wanted_again(record, retry)}
+    def __init__(self, profile: Profile, resolved: Plan, book: Book, console: Console, retry: set[str]) -> None:
+        self.profile, self.plan, self.book, self.console = profile, resolved, book, console
+        self.done = {key for key, record in book.records().items() if not _wanted_again(record, retry)}
 
     def run(self) -> int:
+        ledger.write_json(self.book.folder / PLAN, self.plan.to_json())
         with Board(self.console) as board:
-            pending = [point for point in self.predicted if point.key not in self.done]
+            pending = [point for point in self.plan.predicted if point.key not in self.done]
             board.expect(pending, self._jobs())
-            board.expect([point for point in self.measured if point.key not in self.done], 1)
+            board.expect([point for point in self.plan.measured if point.key not in self.done], 1)
             if pending:
                 self._runner(board, self._jobs(), PREDICTION_TIMEOUT, None).run(cast(list[Cell], pending))
             self._measure(board)
+            if self.profile.frontier and not self.profile.predict and self.profile.memory_limit not in ("auto", "none"):
+                for point in self.plan.predicted:
+                    self._confirm(point, board)
+            for point in self.plan.traced:
+                self._run_one(point, board)
         return self.report()
 
     def _measure(self, board: Board) -> None:
         """One point at a time with all threads; each may make the longer ones needless."""
-        timeout = self.profile.timeout
-        for point in self.measured:
-            if point.key in self.done:
-                continue
-            if rows.stopped(point, self.rows()):
+        for point in self.plan.measured:
+            if point.key not in self.done and rows.stopped(point, self._read().rows):
                 board.skipped(point)
-                continue
-            self._runner(board, 1, timeout, self._memory(point)).run(cast(list[Cell], [point]))
+            else:
+                self._run_one(point, board)
+
+    def _confirm(self, predicted: Point, board: Board) -> None:
+        """Measure where the frontier of a series was predicted, and on the side that this leaves open."""
+        while (found := self._read().frontier(predicted)) and (context := found.next):
+            point = plan.trial(self.profile, predicted, context)
+            self.plan.trials.append(point)
+            self._run_one(point, board)
+            ledger.write_json(self.book.folder / PLAN, self.plan.to_json())
+
+    def _run_one(self, point: Point, board: Board) -> None:
+        if point.key in self.done:
+            return
+        board.expect([point], 1)
+        self._runner(board, 1, self.profile.timeout, self._memory(point)).run(cast(list[Cell], [point]))
+        self.done.add(point.key)
 
     def _runner(self, board: Board, jobs: int, timeout: float, memory: int | None) -> Runner:
         threads = max(1, resources.cores() // jobs)
@@ -134,24 +153,19 @@ class _Sweep:
         setting = self.profile.memory_limit
         return None if point.device == "cuda" and setting == "auto" else resources.memory_limit(setting, 1)
 
-    def rows(self) -> list[rows.Row]:
-        """What is known now."""
-        return rows.assemble([*self.measured, *self.predicted], self.book.records())
+    def _read(self) -> Study:
+        return Study(self.profile, self.plan, self.book.records())
 
     def report(self) -> int:
-        """Write what is known and show it."""
+        """Write what is known and show it; the exit status."""
         # Imported here: it takes a second that no child should pay.
-        from experiments.profile import report
+        from experiments.profile import curves, report
 
-        found, records = self.rows(), self.book.records()
-        wanted = [records[p.key] for p in [*self.predicted, *self.measured] if p.key in records]
-        report.write(self.book.folder, self.profile, self.items, found, wanted)
-        for table in report.tables(self.profile, found):
-            self.console.print(table)
-        for line in report.findings(self.profile, self.items, found):
-            self.console.print(escape(line), highlight=False, soft_wrap=True)
-        self.console.print(escape(f"report   {self.book.folder / 'report.html'}"), highlight=False, soft_wrap=True)
-        return 1 if any(record["status"] == "failed" for record in wanted) else 0
+        study = self._read()
+        report.write(self.book.folder, study)
+        curves.write(self.book.folder, study.rows)
+        report.show(self.book.folder, study, self.console)
+        return 1 if any(record["status"] == "failed" for record in study.wanted) else 0
 
 
 def _wanted_again(record: Mapping[str, Any], retry: set[str]) -> bool:

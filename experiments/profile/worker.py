@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -24,21 +25,28 @@ def work(
 ) -> None:
     """Run one point and write its record; the target of a child process, as `experiments.worker.work` is.
 
-    memory_limit: bytes of private memory, or of the GPU's; None = no limit.
+    memory_limit: bytes of private memory beyond what the process begins with, or of the GPU's; None = no limit.
     """
     point, cells = Point.from_json(point_json), Path(folder) / "cells"
     worker.isolate(cells / f"{point.key}.log")
-    on_cpu = point.device == "cpu" and point.kind == "measured"
-    with worker.limited(memory_limit if on_cpu else None):
-        record = run(point, threads, memory_limit, worker.reporter(cells / f"{point.key}.status"))
+    bounded = point.device == "cpu" and point.kind == "measured" and memory_limit is not None
+    with worker.limited(_held() + (memory_limit or 0) if bounded else None):
+        record = run(point, threads, memory_limit, worker.reporter(cells / f"{point.key}.status"), Path(folder))
     ledger.write_json(cells / f"{point.key}.json", record)
     (cells / f"{point.key}.status").unlink(missing_ok=True)
 
 
+def _held() -> int:
+    """Bytes of private memory as RLIMIT_DATA counts them, which the interpreter and its libraries take."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
+
+
 def run(
-    point: Point, threads: int, memory_limit: int | None, report: Callable[[dict[str, Any]], None]
+    point: Point, threads: int, memory_limit: int | None, report: Callable[[dict[str, Any]], None], folder: Path
 ) -> dict[str, Any]:
-    """The record of a point, however it ends."""
+    """The record of a point, however it ends. folder: the profile's, for traces."""
     started, begun = datetime.now(UTC), time.monotonic()
     record: dict[str, Any] = {
         "version": ledger.VERSION,
@@ -58,7 +66,7 @@ def run(
         report(progress)
 
     try:
-        record |= _compute(point, threads, memory_limit, tell)
+        record |= _compute(point, threads, memory_limit, tell, folder)
     except Exception as error:
         traceback.print_exc()
         # What the failed calls held is free again: the record needs a little memory itself.
@@ -73,15 +81,17 @@ def run(
 
 
 def _compute(
-    point: Point, threads: int, memory_limit: int | None, report: Callable[[dict[str, Any]], None]
+    point: Point, threads: int, memory_limit: int | None, report: Callable[[dict[str, Any]], None], folder: Path
 ) -> dict[str, Any]:
     """The record's "environment", "ran" and results."""
     import torch
 
     import kernels
     from experiments import measure
+    from experiments.profile.frontier import search
     from experiments.profile.measure import measured
-    from experiments.profile.predict import predict
+    from experiments.profile.predict import predictor
+    from experiments.profile.trace import trace
 
     # What is there already stays: looking through it takes a quarter of a second each time that memory is settled.
     gc.freeze()
@@ -93,8 +103,14 @@ def _compute(
         **provenance.environment(),
     }
     if point.kind == "predicted":
-        return {"environment": environment, "results": predict(point), "ran": kernels.ran()}
+        with predictor(point) as at:
+            results: dict[str, Any] = {"results": [at(context) for context in point.contexts]}
+            if point.limit is not None:
+                results["frontier"] = search(lambda context: at(context)["needed_bytes"], point.limit)
+        return {"environment": environment, **results, "ran": kernels.ran()}
     if point.device == "cuda" and memory_limit is not None:
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit / whole))
+    if point.kind == "traced":
+        return {"environment": environment, "result": {"trace": trace(point, folder)}, "ran": kernels.ran()}
     return {"environment": environment, "result": measured(point, report), "ran": kernels.ran()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 from experiments import cli
 from experiments.errors import UserError
 from experiments.profile import analysis, cards, config, plan, report, rows
+from experiments.profile.frontier import MOST, RESOLUTION, Frontier, search
 from experiments.profile.point import Point
 from experiments.profile.predict import polynomial
 from experiments.profile.rows import Row
+from experiments.profile.study import Plan, Study
+
+SERIES = ("gqa", "prefill", 1)
 
 
 def point(context: int = 64, **changes: Any) -> Point:
@@ -64,6 +69,10 @@ def test_a_context_is_written_as_people_do(given: Any, tokens: int) -> None:
         ("--modes trian", "modes must be a list, each item one of train, prefill, decode"),
         ("--rows 0", "rows must be at least 1, got 0"),
         ("--timeout 0", "timeout must be above 0 seconds"),
+        ("--frontier", "frontier needs a limit that contexts are to fit: --memory_limit 16GiB, or --card h100"),
+        ("--trace gqa,4k", "trace must be an architecture, a mode and a context: gqa,train,4k"),
+        ("--archs gqa --trace gpa,train,4k", "trace names 'gpa', which is not profiled: did you mean 'gqa'?"),
+        ("--pretrained nowhere", "nowhere holds no checkpoint: expected config.json of model_type llama"),
         ("--retry faild", "unknown status to retry 'faild': did you mean 'failed'?"),
         ("--arch.gqa.n_heds 4", "unknown key 'n_heds' in gqa: did you mean 'n_heads'?"),
     ],
@@ -159,7 +168,58 @@ def test_csv_has_a_row_per_context_and_a_report_says_how_it_ended() -> None:
     lines = report.table_csv(found).splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("architecture,mode,sequences,context,status")
-    text = report.compose(config.Profile(archs=("gqa",)), [], found, {}, [])
+    study = Study(config.Profile(archs=("gqa",)), Plan([], [], []), {})
+    study.rows = found
+    text = report.compose(study, {})
     assert "out of memory: full" in text
     assert "not tried" in text
     assert "Not modelled" in text
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [lambda context: 1000 + 8 * context, lambda context: 500 + context**2, lambda context: context // 1000 * 5000],
+)
+def test_the_frontier_is_the_last_context_that_fits(needed: Callable[[int], int]) -> None:
+    limit, asked = 10**8 + 7, []
+
+    def counted(context: int) -> int:
+        asked.append(context)
+        return needed(context)
+
+    found = search(counted, limit)
+    assert needed(found) <= limit < needed(found + found // RESOLUTION + 1)
+    assert len(asked) <= 20
+
+
+def test_a_frontier_may_lie_nowhere_or_beyond_all() -> None:
+    assert search(lambda context: 10**9, 10**8) == 0
+    assert search(lambda context: 10**6, 10**8) == MOST
+
+
+def test_a_frontier_is_confirmed_by_at_most_two_measurements() -> None:
+    def after(**ends: str) -> int | None:
+        return Frontier(SERIES, 10**9, 1000, {int(key[1:]): end for key, end in ends.items()}).next
+
+    assert after() == 1000
+    assert after(_1000="done") == 1150
+    assert after(_1000="oom") == 850
+    assert after(_1000="timeout") is None
+    assert after(_1000="done", _1150="oom") is None
+    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 850: "done"}).fits == 850
+    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 850: "done"}).fails == 1000
+    assert Frontier(SERIES, 10**9, 0, {}).next is None
+    assert Frontier(SERIES, 10**9, MOST, {}).next is None
+
+
+def test_a_process_that_holds_more_than_was_tracked_is_remarked() -> None:
+    near, far = row(64, 10**9), row(128, 10**9)
+    near.measured["process_bytes"], far.measured["process_bytes"] = 11 * 10**8, 13 * 10**8
+    assert near.gap is None
+    assert far.gap == pytest.approx(0.3)
+    study = Study(config.Profile(), Plan([], [], []), {})
+    study.rows = [near, far]
+    assert (
+        "differs from the tracked one by more than 10% and 64\N{NO-BREAK SPACE}MiB, by up to +30% here"
+        in report.compose(study, {})
+    )
