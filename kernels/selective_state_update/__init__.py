@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kernels.arguments import expect
@@ -40,10 +39,9 @@ def selective_state_update(
     """
     B, C = _with_groups(B), _with_groups(C)
     _check(state, x, dt, A, B, C, D, z, dt_bias)
-    return run(_OP, backend, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    return run(_OP, backend, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
 
 
-@torch.no_grad()
 def selective_state_update_(
     state: Tensor,
     x: Tensor,
@@ -58,10 +56,15 @@ def selective_state_update_(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """As `selective_state_update`, but write the new state into `state` and return only out (B, D); no autograd."""
-    out, new = selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, backend=backend)
-    state.copy_(new)
-    return out
+    """As `selective_state_update`, but write the new state into `state` and return only out (B, D); no autograd.
+
+    Raises ValueError too for a state of which elements share memory.
+    """
+    B, C = _with_groups(B), _with_groups(C)
+    _check(state, x, dt, A, B, C, D, z, dt_bias)
+    if 0 in state.stride():
+        raise ValueError(f"{_OP}_: expected a state with memory of its own for each element, got an expanded one")
+    return run(_OP, backend, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, True)[0]
 
 
 def _with_groups(matrix: Tensor) -> Tensor:

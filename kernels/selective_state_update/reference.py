@@ -24,8 +24,28 @@ def selective_state_update(
     z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    in_place: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.selective_state_update`; B and C are (B, G, N). Returns out (B, D), new state (B, D, N)."""
+    if in_place:
+        with torch.no_grad():
+            out, new = _updated(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+            return out, state.copy_(new)
+    return _updated(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+
+
+def _updated(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(state, x, dt, A, B, C, D, z, dt_bias)
     u, dt = x.to(dtype), dt.to(dtype)
     if dt_bias is not None:

@@ -1,0 +1,123 @@
+// One step of the selective scan in float32 on the CPU, behind a plain C interface.
+//
+// Lanes are states: those of a channel lie together in memory, are read once and written once. What a channel has one
+// of is computed before and after, for as many channels as there are lanes.
+#include "../parallel.h"
+#include "../tiles.h"
+#include "numbers.h"
+
+namespace update {
+
+using lanes::Lanes;
+using lanes::W;
+using tiles::View;
+
+constexpr int64_t RUN = 256;  // channels at a time
+
+// As a View, of a type that is not known yet.
+struct States {
+    void* data;
+    int64_t row, channel, state;
+};
+
+// The arguments and results, mirrored field by field in cpu.py. Absent ones have no data. `state` and `next` may be the
+// same. B and C are (rows, groups, states).
+struct Problem {
+    int64_t rows, channels, states, groups, threads, softplus, type;
+    View A, D, bias, B, C, x, dt, z, out;
+    States state, next;
+};
+
+int64_t runs(const Problem& p) { return (p.channels + RUN - 1) / RUN; }
+
+// Whether the states of a channel, and what belongs to each, fill lanes and lie side by side.
+bool is_whole(const Problem& p) {
+    const bool side_by_side = p.A.step == 1 && p.B.step == 1 && p.C.step == 1 && p.state.state == 1 && p.next.state == 1;
+    return side_by_side && p.states % W == 0;
+}
+
+const lanes::Exp2 exp2;
+
+template <class Number, bool whole>
+class Update {
+    using Cell = typename Number::Cell;
+    const Problem& p;
+    const int64_t row, begin, end;  // of the channels
+
+    Cell* at(const States& s, int64_t channel) const {
+        return static_cast<Cell*>(s.data) + row * s.row + channel * s.channel;
+    }
+
+    static Lanes read(const float* from, const View& view, int64_t first, int count) {
+        return numbers::load<numbers::Single, whole>(from + first * view.step, view.step, count);
+    }
+
+    // Advances the states of a channel; the sum over the lanes of the result is its output.
+    __attribute__((always_inline)) Lanes advance(int64_t channel, int64_t group, float dt, float added) const {
+        const float *A = p.A.at(row, channel, 0), *B = p.B.at(row, group, 0), *C = p.C.at(row, group, 0);
+        const Cell* from = at(p.state, channel);
+        Cell* to = at(p.next, channel);
+        Lanes sum{};
+        for (int64_t n = 0; n < p.states; n += W) {
+            const int count = static_cast<int>(std::min<int64_t>(W, p.states - n));
+            const Lanes decay = lanes::exp2_product(lanes::all(dt), read(A, p.A, n, count) * lanes::LOG2E);
+            const Lanes old = numbers::load<Number, whole>(from + n * p.state.state, p.state.state, count);
+            const Lanes h = decay * old + added * read(B, p.B, n, count);
+            numbers::store<Number, whole>(to + n * p.next.state, p.next.state, count, h);
+            sum += h * read(C, p.C, n, count);
+        }
+        return sum;
+    }
+
+    void run_block(int64_t channel) const {
+        const tiles::Window window(row, channel, end, 0, 1);
+        Lanes x, dt, bias, skip, z, sums[W];
+        tiles::load(&x, p.x, window);
+        tiles::load(&dt, p.dt, window);
+        tiles::load_or_zero(&bias, p.bias, window);
+        tiles::load_or_zero(&skip, p.D, window);
+        dt += bias;
+        if (p.softplus) dt = lanes::softplus(exp2, dt);
+        const Lanes added = dt * x;
+        const int64_t width = p.channels / p.groups;
+        int64_t group = channel / width, end_of_group = (group + 1) * width;
+        for (int i = 0; i < W; ++i) {
+            if (channel + i == end_of_group) ++group, end_of_group += width;
+            sums[i] = i < window.width ? advance(channel + i, group, dt[i], added[i]) : Lanes{};
+        }
+        Lanes y = lanes::sum_each(sums) + skip * x;
+        if (p.z) {
+            tiles::load(&z, p.z, window);
+            y *= z * lanes::sigmoid(exp2, z);
+        }
+        tiles::store(&y, p.out, window);
+    }
+
+   public:
+    Update(const Problem& problem, int64_t task)
+        : p(problem), row(task / runs(p)), begin(task % runs(p) * RUN), end(std::min(begin + RUN, p.channels)) {}
+
+    void run() const {
+        for (int64_t channel = begin; channel < end; channel += W) run_block(channel);
+    }
+};
+
+template <class Pass>
+int run_all(const Problem& p) {
+    const auto work = [&](int64_t task, parallel::Scratch&) { Pass(p, task).run(); };
+    return parallel::run(p.rows * runs(p), p.threads, work) ? 0 : 1;
+}
+
+template <class Number>
+int run(const Problem& p) {
+    return is_whole(p) ? run_all<Update<Number, true>>(p) : run_all<Update<Number, false>>(p);
+}
+
+}  // namespace update
+
+// Returns 0, or 1 if there was not enough memory.
+extern "C" int selective_state_update(const update::Problem* p) {
+    constexpr int (*types[])(const update::Problem&) = {
+        update::run<numbers::Single>, update::run<numbers::Brain>, update::run<numbers::Half>};
+    return types[p->type](*p);
+}
