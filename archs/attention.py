@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import kernels
 from archs.contract import State, StateConsumed
 
 KeyValue = tuple[Tensor, Tensor]
@@ -44,20 +45,28 @@ def source_mask(start: Tensor | None, columns: int) -> Tensor | None:
     return (torch.arange(columns, device=start.device) >= start[:, None])[:, None, None]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Causal attention of (B, Hq, T, E) over (B, H, K, E), Hq a multiple of H, with the mask of `causal_mask`."""
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0, causal: bool = True
+) -> Tensor:
+    """Attention of (B, Hq, T, E) over (B, H, K, E), Hq a multiple of H.
+
+    mask: of `causal_mask`, or of `source_mask` where not causal.
+    """
     grouped = query.shape[1] != keys.shape[1]
     if grouped and query.device.type == "cuda" and (mask is not None or query.dtype == torch.float32):
         # No fused CUDA kernel takes groups there, and the unfused one holds the scores: repeated heads cost less.
         groups = query.shape[1] // keys.shape[1]
         keys, values, grouped = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), False
+    # In float64 the operation's reference would run, which holds all scores.
+    if mask is None and not dropout and query.shape[2] > 1 and query.dtype != torch.float64:
+        return kernels.attention(query, keys, values, causal)
     return F.scaled_dot_product_attention(
         query,
         keys,
         values,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None and query.shape[2] > 1,
+        is_causal=causal and mask is None and query.shape[2] > 1,
         enable_gqa=grouped,
     )
 

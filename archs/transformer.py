@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -144,7 +143,7 @@ class MultiHead(nn.Module):
 
     def full(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention over all real source columns, back to (B, T, D)."""
-        return self._join(F.scaled_dot_product_attention(query, keys, values, mask, self._drop()))
+        return self._join(attend(query, keys, values, mask, self._drop(), causal=False))
 
     def _join(self, heads: Tensor) -> Tensor:
         return self.out(rearrange(heads, "b h t e -> b t (h e)"))

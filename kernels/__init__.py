@@ -12,6 +12,7 @@ Legend of shapes, used in all of kernels/:
 """
 
 from kernels.additive_attention import additive_attention
+from kernels.attention import attention
 from kernels.attentive_gru import attentive_gru
 from kernels.causal_conv1d import causal_conv1d
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
@@ -20,6 +21,7 @@ from kernels.selective_state_update import selective_state_update, selective_sta
 
 __all__ = [
     "additive_attention",
+    "attention",
     "attentive_gru",
     "backends",
     "causal_conv1d",
