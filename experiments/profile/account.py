@@ -9,20 +9,16 @@ from torch.utils._pytree import tree_leaves
 
 from experiments.profile.cards import Card
 from experiments.profile.config import DECODED
-from experiments.profile.subject import Subject
+from experiments.profile.subject import STEPS, Subject
 from experiments.profile.tracker import Tracker
-
-STEPS = 2
-"""Tokens that a tracked decoding generates: the room for all is there from the start, and each needs what the first
-needed."""
 
 
 def account(subject: Subject, context: int, card: Card | None = None) -> dict[str, Any]:
     """What a pass at a context takes.
 
-    peak_bytes and split: at the peak, in total and by category. needed_bytes: the most at any time, which for decoding
-    includes the reading before it. state_bytes: of the state after the context. flops, moved_bytes, roofline_seconds
-    (on the card, if any): of as many `tokens`. operations: how many there were, all phases.
+    peak_bytes and split: at the peak, in total and by category. before_bytes: at the peak of the reading that goes
+    before decoding; needed_bytes: the larger of the two. state_bytes: of the state after the context. flops,
+    moved_bytes, roofline_seconds (on the card, if any): of as many `tokens`. operations: how many, all phases.
     """
     return followed(subject, context, card)[0]
 
@@ -47,6 +43,7 @@ def followed(
     work, dtype = tracker.work, subject.point.dtype
     facts = {
         "peak_bytes": tracker.peak,
+        "needed_bytes": max(tracker.peak, phase["before_bytes"]),
         "split": tracker.split(),
         "flops": work.flops,
         "moved_bytes": work.bytes,
@@ -63,7 +60,7 @@ def _train(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
     with tracker.saved():
         subject.train_step(source, target)
     unwatch()
-    return {"needed_bytes": tracker.peak, "state_bytes": None, "tokens": context * subject.point.rows}
+    return {"before_bytes": 0, "state_bytes": None, "tokens": context * subject.point.rows}
 
 
 def _prefill(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]:
@@ -72,19 +69,19 @@ def _prefill(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]
     with subject.inference():
         state = subject.read(source)
     tracker.hold_all(state.leaves(), "state")
-    return {"needed_bytes": tracker.peak, "state_bytes": state.nbytes, "tokens": context * subject.point.rows}
+    return {"before_bytes": 0, "state_bytes": state.nbytes, "tokens": context * subject.point.rows}
 
 
 def _decode(subject: Subject, tracker: Tracker, context: int) -> tuple[dict[str, Any], tuple[Tensor, Any]]:
     source, token = subject.batch(context)
     with subject.inference():
         state = subject.read(source, room=DECODED)
-        needed, size = tracker.peak, state.nbytes
+        before, size = tracker.peak, state.nbytes
         tracker.hold_all(state.leaves(), "state")
         del source
         tracker.reset()
         for _ in range(STEPS):
             token, state = subject.generate(state, token)
             tracker.hold_all(state.leaves(), "state")
-    phase = {"needed_bytes": max(needed, tracker.peak), "state_bytes": size, "tokens": STEPS * subject.point.rows}
+    phase = {"before_bytes": before, "state_bytes": size, "tokens": STEPS * subject.point.rows}
     return phase, (token, state)

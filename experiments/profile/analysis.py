@@ -73,7 +73,6 @@ def disagreement(rows: Iterable[Row]) -> tuple[float, Row] | None:
     """The largest relative difference of prediction and tracked measurement, and where; None where none has both."""
     both = []
     for row in rows:
-        tracked = (row.measured.get("tracked") or {}).get("peak_bytes") or row.measured.get("allocator_bytes")
-        if tracked and row.predicted_bytes:
-            both.append((abs(row.predicted_bytes / tracked - 1), row))
+        if row.measured_bytes and row.predicted_bytes:
+            both.append((abs(row.predicted_bytes / row.measured_bytes - 1), row))
     return max(both, key=lambda item: item[0], default=None)

@@ -109,10 +109,18 @@ def _memory_line(axes: Axes, rows: Sequence[Row], look: Look) -> None:
         axes.plot(*zip(*predicted, strict=True), color=look.colour, linestyle=(0, (3, 1.5)), linewidth=1.2)
     if measured:
         axes.plot(*zip(*measured, strict=True), color=look.colour, linestyle="-", **_point(look))
+    untracked = [(row.context, row.process_bytes) for row in rows if _untracked(row)]
+    if untracked:
+        axes.plot(*zip(*untracked, strict=True), linestyle="", **look.hollow)
     for row in rows:
         if row.status in OUT and (size := row.predicted_bytes or row.bytes):
             axes.plot([row.context], [size], color=look.colour, marker=OUT[row.status], markersize=9,
                       markeredgewidth=2)  # fmt: skip
+
+
+def _untracked(row: Row) -> bool:
+    """Whether only the process's peak was measured: a loop over time makes more operations than can be followed."""
+    return row.status == "done" and row.measured_bytes is None and row.process_bytes is not None
 
 
 def _point(look: Look) -> dict[str, Any]:
@@ -159,6 +167,9 @@ def _notes(groups: Mapping[Series, Sequence[Row]]) -> list[Line2D]:
     notes = []
     if any(row.predicted_bytes for row in every):
         notes.append(Line2D([], [], color=style.INK, linestyle=(0, (3, 1.5)), linewidth=1.2, label="predicted"))
+    if any(map(_untracked, every)):
+        notes.append(Line2D([], [], color=style.INK, linestyle="", marker="o", fillstyle="none",
+                            label="the process's peak"))  # fmt: skip
     for status, marker in OUT.items():
         if any(row.status == status and row.bytes for row in every):
             label = {"oom": "out of memory", "timeout": "out of time"}[status]

@@ -19,10 +19,10 @@ from torch import Tensor
 import kernels
 from experiments import measure
 from experiments.errors import UserError
-from experiments.profile.account import STEPS, account, followed
+from experiments.profile.account import account, followed
 from experiments.profile.config import DECODED
 from experiments.profile.point import Point
-from experiments.profile.subject import Subject, build, warm_up
+from experiments.profile.subject import STEPS, Subject, build, warm_up
 
 LEAST = 3
 """Timings that a median is taken of, unless each takes very long."""
@@ -58,24 +58,20 @@ def measured(point: Point, report: Report) -> dict[str, Any]:
         "context": context,
         "parameters": sum(parameter.numel() for parameter in subject.backbone.parameters()),
     }
-    if _many_operations(subject, context):
-        before = _settle(subject)
-        speed = _speed(subject, context)
-        return result | {"tracked": None, "speed": speed, "process_bytes": _above(before, subject)}
+    followable = not _many_operations(subject, context)
     return_freed_memory()
     before = _settle(subject)
     begun = time.perf_counter()
-    tracked, reached = followed(subject, context)
+    tracked, reached = followed(subject, context) if followable else (None, subject.once(context))
     _synchronize(subject.device)
     elapsed = time.perf_counter() - begun
-    result |= {"tracked": tracked, "state_bytes": tracked["state_bytes"], "process_bytes": _above(before, subject)}
+    result |= {"tracked": tracked, "process_bytes": _above(before, subject)}
+    if tracked:
+        result["state_bytes"] = tracked["state_bytes"]
     report({"result": result})
     keep_freed_memory()
-    if reached is not None:
-        return result | {"speed": _decode_speed(subject, *reached, DECODED - STEPS)}
-    if elapsed > PATIENCE * point.seconds and tracked["operations"] * FOLLOWING < SMALL * elapsed:
-        return result | {"speed": _spread([context * point.rows / elapsed])}
-    return result | {"speed": _speed(subject, context)}
+    following = FOLLOWING * tracked["operations"] if tracked else 0.0
+    return result | {"speed": _speed(subject, context, elapsed if following < SMALL * elapsed else 0.0, reached)}
 
 
 def refuse_fallback(point: Point) -> None:
@@ -133,14 +129,17 @@ def _many_operations(subject: Subject, context: int) -> bool:
     return short + (long - short) / 8 * (context - 16) > MOST_OPERATIONS
 
 
-def _speed(subject: Subject, context: int) -> dict[str, Any]:
-    source, token = subject.batch(context)
+def _speed(subject: Subject, context: int, elapsed: float, reached: tuple[Tensor, Any] | None) -> dict[str, Any]:
+    """Tokens per second. elapsed: of a pass that may count as a timing; reached: where decoding goes on."""
+    if reached is not None:
+        return _decode_speed(subject, *reached)
+    if elapsed > PATIENCE * subject.point.seconds:
+        return _spread([context * subject.point.rows / elapsed])
+    source, target = subject.batch(context)
     if subject.point.mode == "train":
-        return _rates(subject, lambda: subject.train_step(source, token), context)
+        return _rates(subject, lambda: subject.train_step(source, target), context)
     with subject.inference():
-        if subject.point.mode == "prefill":
-            return _rates(subject, lambda: subject.read(source), context)
-        return _decode_speed(subject, token, subject.read(source, room=DECODED), DECODED)
+        return _rates(subject, lambda: subject.read(source), context)
 
 
 def _rates(subject: Subject, work: Callable[[], Any], context: int) -> dict[str, Any]:
@@ -156,11 +155,11 @@ def _rates(subject: Subject, work: Callable[[], Any], context: int) -> dict[str,
         times.append(_timed(subject, work))
 
 
-def _decode_speed(subject: Subject, token: Tensor, state: Any, count: int) -> dict[str, Any]:
+def _decode_speed(subject: Subject, token: Tensor, state: Any) -> dict[str, Any]:
     """Tokens per second of generating one token after another, each timed by itself."""
     rates = []
     with subject.inference():
-        for _ in range(count):
+        for _ in range(DECODED - STEPS):
             begun = time.perf_counter()
             token, state = subject.generate(state, token)
             _synchronize(subject.device)

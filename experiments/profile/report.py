@@ -222,7 +222,7 @@ def _rows_table(rows: Sequence[Row]) -> list[str]:
             row.status or "predicted",
             units.size(row.measured_bytes),
             units.size(row.predicted_bytes) + ("°" if row.predicted.get("extrapolated") else ""),
-            units.size(row.measured.get("process_bytes")) + ("†" if row.gap is not None else ""),
+            units.size(row.process_bytes) + ("†" if row.gap is not None else ""),
             units.size(row.state_bytes),
             _speed(row),
             units.short(row.flops_per_token),
@@ -249,7 +249,8 @@ def _ends(rows: Sequence[Row]) -> list[str]:
     gaps = [row.gap for row in rows if row.gap is not None]
     widest = f"by up to {max(gaps, key=abs):+.0%} here" if gaps else ""
     apart = [
-        f"† the process's peak differs from the tracked one by more than {GAP:.0%} and {units.size(SLACK)}, {widest}: "
+        f"† the process's peak differs from what was tracked or predicted by more than {GAP:.0%} and "
+        f"{units.size(SLACK)}, {widest}: "
         "in a loop over time many small blocks are freed that the system's allocator keeps.",
         "",
     ]

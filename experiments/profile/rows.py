@@ -39,9 +39,13 @@ class Row:
 
     @property
     def measured_bytes(self) -> int | None:
-        """The peak: the allocator's on CUDA, else tracked, else the process's."""
-        tracked = self.measured.get("tracked") or {}
-        return self.measured.get("allocator_bytes") or tracked.get("peak_bytes") or self.measured.get("process_bytes")
+        """The tracked peak; None where there were too many operations to follow."""
+        return (self.measured.get("tracked") or {}).get("peak_bytes")
+
+    @property
+    def process_bytes(self) -> int | None:
+        """The peak of the process, on CUDA of its allocator, beyond what it began with."""
+        return self.measured.get("process_bytes")
 
     @property
     def predicted_bytes(self) -> int | None:
@@ -50,7 +54,7 @@ class Row:
     @property
     def bytes(self) -> int | None:
         """Measured where it is, else predicted."""
-        return self.measured_bytes or self.predicted_bytes
+        return self.measured_bytes or self.predicted_bytes or self.process_bytes
 
     @property
     def split(self) -> dict[str, int]:
@@ -59,11 +63,12 @@ class Row:
 
     @property
     def gap(self) -> float | None:
-        """The process's peak over the tracked one, less 1; None unless both are known and differ remarkably."""
-        process, tracked = self.measured.get("process_bytes"), (self.measured.get("tracked") or {}).get("peak_bytes")
-        if not process or not tracked or abs(process - tracked) <= GAP * process + SLACK:
+        """The process's peak over the tracked, else predicted, need, less 1; None where they agree or are unknown."""
+        process = self.process_bytes
+        known = (self.measured.get("tracked") or self.predicted).get("needed_bytes")
+        if not process or not known or abs(process - known) <= GAP * process + SLACK:
             return None
-        return process / tracked - 1
+        return process / known - 1
 
     @property
     def state_bytes(self) -> int | None:

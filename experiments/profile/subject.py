@@ -14,8 +14,11 @@ import archs
 from archs.contract import Backbone, Tokens
 from experiments import loss
 from experiments.module import BETAS, parameter_groups
+from experiments.profile.config import DECODED
 from experiments.profile.point import Point
 
+STEPS = 2
+"""Tokens generated where one alone would do: each needs what the first needed, the room for all is there before."""
 WARM = 16
 """Tokens of the short pass that comes first: it makes the optimiser's state, and what libraries load at first use."""
 CLIP = 1.0
@@ -53,6 +56,22 @@ class Subject:
         torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def once(self, context: int) -> tuple[Tensor, Any] | None:
+        """What a point measures; where it decodes, the next token and the state after a few."""
+        source, target = self.batch(context)
+        if self.point.mode == "train":
+            self.train_step(source, target)
+            return None
+        with self.inference():
+            if self.point.mode == "prefill":
+                self.read(source)
+                return None
+            state = self.read(source, room=DECODED)
+            del source
+            for _ in range(STEPS):
+                target, state = self.generate(state, target)
+        return target, state
 
     def read(self, source: Tokens, room: int = 0) -> Any:
         """The state after the source; in chunks where asked for and possible."""

@@ -15,6 +15,9 @@ from experiments import endings, ledger, provenance, worker
 from experiments.profile.point import Point
 from experiments.profile.sources import digest
 
+LIBRARIES = 64 * 2**20
+"""Bytes that libraries take for themselves at first use, after a point has begun: no part of its limit."""
+
 
 def work(
     point_json: dict[str, Any],
@@ -30,7 +33,7 @@ def work(
     point, cells = Point.from_json(point_json), Path(folder) / "cells"
     worker.isolate(cells / f"{point.key}.log")
     bounded = point.device == "cpu" and point.kind == "measured" and memory_limit is not None
-    with worker.limited(_held() + (memory_limit or 0) if bounded else None):
+    with worker.limited(_held() + LIBRARIES + (memory_limit or 0) if bounded else None):
         record = run(point, threads, memory_limit, worker.reporter(cells / f"{point.key}.status"), Path(folder))
     ledger.write_json(cells / f"{point.key}.json", record)
     (cells / f"{point.key}.status").unlink(missing_ok=True)

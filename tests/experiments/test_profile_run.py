@@ -50,7 +50,7 @@ def stamps(out: Path) -> dict[Path, int]:
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a small profile that has run, and what was printed."""
     out = tmp_path_factory.mktemp("profile") / "p"
-    given = {**TINY, "archs": ["gqa", "mamba"], "modes": ["train", "decode"], "predicted": ["64"]}
+    given = {**TINY, "archs": ["gqa", "mamba"], "modes": ["train"], "predicted": ["64"]}
     profile = config.load(None, {**given, "trace": ["gqa", "train", "16"]})
     printed = io.StringIO()
     assert run.run(profile, out, console=Console(file=printed, width=120)) == 0
@@ -62,9 +62,7 @@ def test_a_profile_measures_predicts_and_reports(profiled: tuple[Path, str]) -> 
     assert "~ L^" in printed
     assert "differ by at most 0.00%" in printed
     rows = data(out)["rows"]
-    assert {(r["architecture"], r["mode"], r["context"]) for r in rows} == {
-        (arch, mode, context) for arch in ("gqa", "mamba") for mode in ("train", "decode") for context in (16, 64)
-    }
+    assert {(r["architecture"], r["context"]) for r in rows} == {("gqa", 16), ("gqa", 64), ("mamba", 16), ("mamba", 64)}
     assert all(r["status"] == ("predicted" if r["context"] == 64 else "done") for r in rows)
     assert all(r["tokens_per_second"] > 0 for r in rows if r["status"] == "done")
     assert len(list(csv.DictReader(io.StringIO((out / "profile.csv").read_text())))) == len(rows)
@@ -87,7 +85,7 @@ def test_a_trace_holds_the_operations_of_its_point(profiled: tuple[Path, str]) -
     assert path.name == "gqa-train-16.pt.trace.json.gz"
     assert path.relative_to(out).as_posix() in (out / "report.md").read_text()
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    assert any("scaled_dot_product" in event.get("name", "") for event in events)
+    assert any("aten::linear" in event.get("name", "") for event in events)
 
 
 def test_the_report_is_built_again_from_the_folder_alone(
@@ -127,11 +125,11 @@ def _mark(profile: Profile, out: Path, status: str) -> Path:
 
 def test_after_a_kill_the_same_command_keeps_what_was_finished(command: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
-    (tmp_path / "p.yaml").write_text(json.dumps({**TINY, "contexts": ["16", "32", "64", "128"]}))
+    (tmp_path / "p.yaml").write_text(json.dumps({**TINY, "contexts": ["16", "32", "64"]}))
     words = [command, "profile", "--config", tmp_path / "p.yaml", "--out", out]
     with subprocess.Popen([str(word) for word in words], start_new_session=True, stdout=subprocess.DEVNULL) as running:
         until = time.monotonic() + 120
-        while len(stamps(out)) < 3:
+        while len(stamps(out)) < 2:
             assert running.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -140,9 +138,9 @@ def test_after_a_kill_the_same_command_keeps_what_was_finished(command: Path, tm
     assert not (out / "profile.json").exists()
     assert run.run(config.load(str(tmp_path / "p.yaml"), {}), out, console=QUIET) == 0
     after = stamps(out)
-    assert len(after) == 5
+    assert len(after) == 4
     assert {path: after[path] for path in before} == before
-    assert [r["status"] for r in data(out)["rows"]] == ["done"] * 4
+    assert [r["status"] for r in data(out)["rows"]] == ["done"] * 3
 
 
 def test_a_memory_limit_is_real_and_the_frontier_lies_where_it_was_predicted(tmp_path: Path) -> None:
