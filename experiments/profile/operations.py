@@ -122,8 +122,6 @@ _OWN: dict[str, Callable[[Any], int]] = {
     "archlab::attention_cpu_backward": _attention_backward,
     "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
     "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
-    "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
-    "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
 }
