@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from archs.contract import State, StateConsumed
+from archs.contract import Lease, State
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (B, H, L, E)."""
@@ -53,6 +51,10 @@ def attend(
     mask: of `causal_mask`, or of `source_mask` where not causal.
     """
     grouped = query.shape[1] != keys.shape[1]
+    if grouped and query.shape[2] == 1:
+        # The heads of a group are rows of one query then: keys and values are read once, and never repeated.
+        rows = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+        return F.scaled_dot_product_attention(rows, keys, values, mask, dropout).flatten(1, 2)[:, :, None]
     if grouped and query.device.type == "cuda" and (mask is not None or query.dtype == torch.float32):
         # No fused CUDA kernel takes groups there, and the unfused one holds the scores: repeated heads cost less.
         groups = query.shape[1] // keys.shape[1]
@@ -85,19 +87,6 @@ def angle_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class Lease:
-    """Host-side bookkeeping of preallocated columns: how many are in use, and whether a later call took them over."""
-
-    def __init__(self, filled: int) -> None:
-        self.filled = filled
-        self.spent = False
-
-    def check(self) -> None:
-        """Raises StateConsumed once the columns belong to a later state."""
-        if self.spent:
-            raise StateConsumed
-
-
 @dataclass(frozen=True)
 class Cache(State):
     """Keys and values of every layer. A value, unless it holds a lease on preallocated columns.
@@ -111,14 +100,6 @@ class Cache(State):
     start: Tensor | None = None
     lease: Lease | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """As State.map, with a lease of its own; raises StateConsumed for a cache written by a later call."""
-        mapped = super().map(function)
-        if self.lease is None:
-            return mapped
-        self.lease.check()
-        return dataclasses.replace(mapped, lease=Lease(self.lease.filled))
-
     def positions(self, count: int) -> Tensor:
         """(B, count) int64, positions of the next tokens."""
         return self.length[:, None] + torch.arange(count, device=self.length.device)
@@ -129,18 +110,21 @@ class Cache(State):
         if self.lease is None:
             past = self.layers[0][0].shape[2]
             return Slot(self, None, causal_mask(count, past + count, self.start, device))
-        self.lease.check()
         filled = self.lease.filled
-        if not torch.is_inference_mode_enabled():
+        if not self.lease.take():
             written = tuple((keys[:, :, :filled], values[:, :, :filled]) for keys, values in self.layers)
             return dataclasses.replace(self, layers=written, lease=None).claim(count)
-        self.lease.spent = True
-        missing = filled + count - self.layers[0][0].shape[2]
-        layers = tuple((reserve(k, missing + filled), reserve(v, missing + filled)) for k, v in self.layers)
-        grown = dataclasses.replace(self, layers=layers if missing > 0 else self.layers, lease=Lease(filled + count))
+        grown = dataclasses.replace(self, layers=self._with_room(filled, count), lease=Lease(filled + count))
         columns = torch.arange(grown.layers[0][0].shape[2], device=device)
         queries = self.positions(count) + (0 if self.start is None else self.start[:, None])
         return Slot(grown, queries[0], _visible(columns, queries, self.start))
+
+    def _with_room(self, filled: int, count: int) -> tuple[KeyValue, ...]:
+        """The layers, with columns for at least `count` more than are filled: doubled where there are none."""
+        missing = filled + count - self.layers[0][0].shape[2]
+        if missing <= 0:
+            return self.layers
+        return tuple((reserve(k, missing + filled), reserve(v, missing + filled)) for k, v in self.layers)
 
 
 @dataclass(frozen=True)
@@ -168,8 +152,3 @@ class Slot:
 def reserve(columns: Tensor, room: int) -> Tensor:
     """(B, H, C, E) -> (B, H, C + room, E), zeros at the end; the same tensor where room is not positive."""
     return F.pad(columns, (0, 0, 0, room)) if room > 0 else columns
-
-
-def usable_room(room: int) -> int:
-    """`room` where preallocation is allowed (under inference_mode), else 0."""
-    return room if room and torch.is_inference_mode_enabled() else 0

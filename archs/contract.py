@@ -61,21 +61,47 @@ def check_config(config: Any, *sizes: str) -> None:
 
 
 class StateConsumed(RuntimeError):
-    """A state whose cache was written in place by a later call was used again."""
+    """A state that a later call wrote in place was used again."""
 
     def __init__(self) -> None:
         super().__init__("state already consumed; branch with select()")
+
+
+class Lease:
+    """Host-side mark of a state that may be written in place: it belongs to one call, which hands on a new one.
+
+    filled: preallocated columns in use; 0 where a state has none.
+    """
+
+    def __init__(self, filled: int = 0) -> None:
+        self.filled = filled
+        self.spent = False
+
+    def check(self) -> None:
+        """Raises StateConsumed once a call has taken the state over."""
+        if self.spent:
+            raise StateConsumed
+
+    def take(self) -> bool:
+        """Whether the state is now the caller's to write: under inference_mode. Raises StateConsumed."""
+        self.check()
+        self.spent = torch.is_inference_mode_enabled()
+        return self.spent
 
 
 @dataclass(frozen=True)
 class State:
     """What decoding needs to know of the past: a value, one frozen dataclass per architecture.
 
-    Fields are tensors with a leading batch axis, other States, tuples of these, or None.
+    Fields are tensors with a leading batch axis, other States, tuples of these, or None; and a Lease, in a state that
+    may be written in place.
     """
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same state with `function` applied to every tensor leaf."""
+        """The same state with `function` applied to every tensor leaf, and a lease of its own.
+
+        Raises StateConsumed for a state that a later call has written.
+        """
         fields = {field.name: _map(getattr(self, field.name), function) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **fields)
 
@@ -102,7 +128,15 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return value.map(function)
     if isinstance(value, tuple):
         return tuple(_map(item, function) for item in value)
+    if isinstance(value, Lease):
+        value.check()
+        return Lease(value.filled)
     return value
+
+
+def usable_room(room: int) -> int:
+    """`room` where states may be written in place (under inference_mode), else 0."""
+    return room if room and torch.is_inference_mode_enabled() else 0
 
 
 def _leaves(value: Any) -> Iterator[Tensor]:

@@ -21,16 +21,14 @@ from torch import Tensor, nn
 from archs.attention import (
     Cache,
     KeyValue,
-    Lease,
     Slot,
     angle_dtype,
     attend,
     attention_weights,
     causal_mask,
     reserve,
-    usable_room,
 )
-from archs.contract import Backbone, Tokens, check_config
+from archs.contract import Backbone, Lease, Tokens, check_config, usable_room
 
 
 @dataclass(frozen=True, kw_only=True)

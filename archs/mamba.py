@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import kernels
-from archs.contract import Backbone, State, Tokens, check_config
+from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,10 @@ class LayerState(State):
 
 @dataclass(frozen=True)
 class MambaState(State):
-    """One LayerState per block."""
+    """One LayerState per block. A value, unless it holds a lease."""
 
     layers: tuple[LayerState, ...]
+    lease: Lease | None = None
 
 
 def undecayed(parameter: nn.Parameter) -> nn.Parameter:
@@ -113,12 +114,11 @@ class Selection(nn.Module):
         return dt + torch.log(-torch.expm1(-dt))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, channels, L) -> dt before bias and softplus (B, channels, L), B and C (B, N, L) or (channels, N)."""
+        """(..., channels) -> dt before bias and softplus (..., channels), B and C (..., N) or (channels, N)."""
         if not self.config.selective:
             return torch.zeros_like(x), self.B, self.C
-        sizes = (self.config.rank, self.config.d_state, self.config.d_state)
-        dt, B, C = self.project(x.mT).split(sizes, -1)
-        return self.expand_dt(dt).mT, B.mT, C.mT
+        dt, B, C = self.project(x).split((self.config.rank, self.config.d_state, self.config.d_state), -1)
+        return self.expand_dt(dt), B, C
 
 
 class Mixer(nn.Module):
@@ -154,23 +154,16 @@ class Mixer(nn.Module):
         x, gate = rearrange(self.project_in(x), "b l (two c) -> two b c l", two=2)
         if mask is not None:
             x = x.masked_fill(~mask[:, None], 0.0)
-        x, columns = kernels.causal_conv1d(
-            x,
-            rearrange(self.conv.weight, "c 1 w -> c w"),
-            self.conv.bias,
-            initial_states=state.columns.to(x.dtype),
-            return_final_states=True,
-            activation="silu",
-        )
-        dt, B, C = self.selection(x)
+        x, columns = self._convolve(x, state.columns)
+        dt, B, C = self.selection(x.mT)
         if mask is not None:
-            dt = dt.masked_fill(~mask[:, None], float("-inf"))
+            dt = dt.masked_fill(~mask[..., None], float("-inf"))
         y, hidden = kernels.selective_scan(
             x,
-            dt,
+            dt.mT,
             -torch.exp(self.A_log),
-            B,
-            C,
+            B.mT if self.config.selective else B,
+            C.mT if self.config.selective else C,
             self.D,
             z=gate,
             delta_bias=self.selection.dt_bias,
@@ -179,6 +172,37 @@ class Mixer(nn.Module):
             initial_state=state.hidden,
         )
         return self.project_out(y.mT), LayerState(columns, hidden.to(state.hidden.dtype))
+
+    def _convolve(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution of (B, channels, L) after `columns`, and the columns after it."""
+        weight, columns = self.conv.weight.squeeze(1), columns.to(x.dtype)
+        return kernels.causal_conv1d(
+            x, weight, self.conv.bias, initial_states=columns, return_final_states=True, activation="silu"
+        )
+
+    def step(self, x: Tensor, state: LayerState, in_place: bool) -> tuple[Tensor, LayerState]:
+        """One token (B, D), as by `forward`; in_place: written over `state`, without autograd."""
+        x, gate = self.project_in(x).chunk(2, -1)
+        x, columns = self._convolve_one(x, state.columns, in_place)
+        dt, B, C = self.selection(x)
+        if not self.config.selective:  # the same for every row, another for every channel
+            B, C = B.expand(len(x), -1, -1), C.expand(len(x), -1, -1)
+        rest = (x, dt, -torch.exp(self.A_log), B, C, self.D, gate, self.selection.dt_bias, True)
+        if in_place:
+            y, hidden = kernels.selective_state_update_(state.hidden, *rest), state.hidden
+        else:
+            y, hidden = kernels.selective_state_update(state.hidden, *rest)
+        return self.project_out(y), LayerState(columns, hidden)
+
+    def _convolve_one(self, x: Tensor, columns: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
+        """As `_convolve`, of (B, channels)."""
+        if torch.is_grad_enabled():
+            x, columns = self._convolve(x[..., None], columns)
+            return x.squeeze(-1), columns
+        if not in_place:
+            columns = columns.to(x.dtype, copy=True)
+        weight = self.conv.weight.squeeze(1)
+        return kernels.causal_conv1d_update_(x, columns, weight, self.conv.bias, "silu"), columns
 
 
 class Block(nn.Module):
@@ -190,9 +214,13 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
-        """(B, L, D) -> (B, L, D), and the layer's state after it."""
-        mixed, state = self.mixer(self.norm(x), state, mask)
+    def forward(self, x: Tensor, state: LayerState, mask: Tensor | None, in_place: bool) -> tuple[Tensor, LayerState]:
+        """(B, L, D) -> (B, L, D), and the layer's state after it; in_place: `state` may be written."""
+        if x.shape[1] == 1 and mask is None:
+            mixed, state = self.mixer.step(self.norm(x[:, 0]), state, in_place)
+            mixed = mixed[:, None]
+        else:
+            mixed, state = self.mixer(self.norm(x), state, mask)
         return x + self.dropout(mixed), state
 
 
@@ -211,24 +239,29 @@ class Mamba(Backbone[MambaState]):
         if config.tied_embeddings:
             self.readout.weight = self.embedding.weight
 
-    def _read(self, ids: Tensor, state: MambaState | None, mask: Tensor | None) -> tuple[Tensor, MambaState]:
+    def _read(
+        self, ids: Tensor, state: MambaState | None, mask: Tensor | None, in_place: bool = False
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Features (B, L, D) of ids (B, L), and the state after them; `state` None = nothing read yet."""
         x = self.embedding_dropout(self.embedding(ids))
         layers = []
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             before = block.mixer.initial_state(len(ids), x) if state is None else state.layers[index]
-            x, after = block(x, before, mask)
+            x, after = block(x, before, mask, in_place)
             layers.append(after)
-        return self.norm(x), MambaState(tuple(layers))
+        return self.norm(x), tuple(layers)
 
     def encode(self, source: Tokens, room: int = 0) -> MambaState:
-        """Read the source as a prefix. The state has a fixed size: `room` needs nothing."""
-        return self._read(source.ids, None, source.mask)[1]
+        """Read the source as a prefix. The state has a fixed size: with `room` the next call writes it in place."""
+        _, layers = self._read(source.ids, None, source.mask)
+        return MambaState(layers, Lease() if usable_room(room) else None)
 
     def advance(self, state: MambaState, target: Tensor) -> tuple[Tensor, MambaState]:
         """Read T more tokens."""
-        return self._read(target, state, None)
+        in_place = state.lease is not None and state.lease.take()
+        features, layers = self._read(target, state, None, in_place)
+        return features, MambaState(layers, Lease() if in_place else None)
 
     def features(self, source: Tokens, target: Tensor) -> Tensor:
         """One pass over source ++ target."""

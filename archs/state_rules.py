@@ -26,22 +26,22 @@ rule = partial(register, RULES)
 def value(p: Probe) -> Complaints:
     """A state is a value: neither it nor the inputs change by a call."""
     for name, source in p.sources.items():
-        for inference, room in ((False, 0), (False, COLUMNS), (True, 0)):
+        for (inference, room), count in itertools.product(((False, 0), (False, COLUMNS), (True, 0)), (1, 3)):
             with torch.inference_mode(inference):
-                changed = _changed_by_decoding(p, source, room)
+                changed = _changed_by_decoding(p, source, room, count)
             if changed:
-                yield f"{name}, inference_mode {inference}, room {room}: decoding changed {', '.join(changed)}"
+                yield f"{name}, inference_mode {inference}, room {room}: decoding {count} changed {', '.join(changed)}"
 
 
-def _changed_by_decoding(p: Probe, source: Tokens, room: int) -> list[str]:
+def _changed_by_decoding(p: Probe, source: Tokens, room: int, count: int) -> list[str]:
     encoded = p.backbone.encode(source, room)
     kept = {"source ids": source.ids, "target": p.target}
     kept |= {f"leaf {index} of encode": leaf for index, leaf in enumerate(encoded.leaves())}
     before = {name: leaf.clone() for name, leaf in kept.items()}
-    _, decoded = p.backbone.decode(encoded, p.target[:, :3])
+    _, decoded = p.backbone.decode(encoded, p.target[:, :count])
     after = {f"leaf {index} of decode": leaf for index, leaf in enumerate(decoded.leaves())}
     before |= {name: leaf.clone() for name, leaf in after.items()}
-    p.backbone.decode(decoded, p.target[:, 3:])
+    p.backbone.decode(decoded, p.target[:, count : 2 * count])
     return [name for name, leaf in (kept | after).items() if not torch.equal(leaf, before[name])]
 
 
@@ -137,15 +137,15 @@ def consumed(p: Probe) -> Complaints:
     """A state with room belongs to its next call: using it again raises or harms nothing; select branches before."""
     everyone = torch.arange(p.rows, device=p.target.device)
     other = replace(p, target=p.other(p.target))
-    for name, source in p.sources.items():
+    for (name, source), count in itertools.product(p.sources.items(), (1, 3)):
         with torch.inference_mode():
             state = p.backbone.encode(source, COLUMNS)
             branch = state.select(everyone)
-            _, after = p.backbone.decode(state, p.target[:, :3])
-            yield from _reused(other, f"{name}, decode again", source, state)
-            yield from _reused(other, f"{name}, select after", source, state, everyone)
-            rest, _ = p.backbone.decode(after, p.target[:, 3:])
-            yield from p.differ(f"{name}, the state after the one used again", rest, p.expected[name][:, 3:])
+            _, after = p.backbone.decode(state, p.target[:, :count])
+            yield from _reused(other, f"{name}, decode again after {count}", source, state)
+            yield from _reused(other, f"{name}, select after {count}", source, state, everyone)
+            rest, _ = p.backbone.decode(after, p.target[:, count:])
+            yield from p.differ(f"{name}, the state after the one used again", rest, p.expected[name][:, count:])
             yield from p.differ(f"{name}, branched before", p.backbone.decode(branch, p.target)[0], p.expected[name])
 
 

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 from archs.attention import (
     Cache,
     KeyValue,
-    Lease,
     Slot,
     angle_dtype,
     attend,
     attention_weights,
     source_mask,
-    usable_room,
 )
-from archs.contract import Backbone, State, Tokens, check_config
+from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 CHOICES = {"norm": ("post", "pre"), "activation": tuple(ACTIVATIONS), "positions": ("interleaved", "halves")}

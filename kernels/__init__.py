@@ -15,6 +15,7 @@ from kernels.additive_attention import additive_attention
 from kernels.attention import attention
 from kernels.attentive_gru import attentive_gru
 from kernels.causal_conv1d import causal_conv1d
+from kernels.causal_conv1d_update import causal_conv1d_update_
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
 from kernels.selective_scan import selective_scan
 from kernels.selective_state_update import selective_state_update, selective_state_update_
@@ -25,6 +26,7 @@ __all__ = [
     "attentive_gru",
     "backends",
     "causal_conv1d",
+    "causal_conv1d_update_",
     "fallbacks",
     "forget",
     "operations",

@@ -54,7 +54,7 @@ NBYTES_BY_FORMULA = """
 MUTANTS = {
     "mamba: dt is not 0 at pads": Mutant(
         "mamba",
-        (('dt = dt.masked_fill(~mask[:, None], float("-inf"))', "pass"),),
+        (('dt = dt.masked_fill(~mask[..., None], float("-inf"))', "pass"),),
         {"padding", "rows"},
     ),
     "mamba: the convolution reads pads": Mutant(
@@ -84,11 +84,26 @@ MUTANTS = {
         "mamba",
         (
             (
-                "        dt, B, C = self.selection(x)\n",
-                "        dt, B, C = self.selection(x if mask is None else 2 * x)\n",
+                "        dt, B, C = self.selection(x.mT)\n",
+                "        dt, B, C = self.selection(x.mT if mask is None else 2 * x.mT)\n",
             ),
         ),
         {"mask", "rows"},
+    ),
+    "mamba: a consumed state goes on": Mutant(
+        "mamba",
+        (("state.lease is not None and state.lease.take()", "state.lease is not None"),),
+        {"consumed"},
+    ),
+    "mamba: every state is written in place": Mutant(
+        "mamba",
+        (("state.lease is not None and state.lease.take()", "not torch.is_grad_enabled()"),),
+        {"value", "consumed"},
+    ),
+    "mamba: one token at a time, another gate": Mutant(
+        "mamba",
+        (("x, gate = self.project_in(x).chunk(2, -1)", "gate, x = self.project_in(x).chunk(2, -1)"),),
+        {"chunks", "room"},
     ),
     "mamba: an empty prefix is not a number": Mutant(
         "mamba",
@@ -191,7 +206,12 @@ MUTANTS = {
     ),
     "transformer: positions from arange": Mutant(
         "transformer",
-        (("self._embed(source.ids, source.positions)", "self._embed(source.ids, Tokens(source.ids).positions)"),),
+        (
+            (
+                "self._place((self.source_embedding or self.embedding)(source.ids), source.positions)",
+                "self._place((self.source_embedding or self.embedding)(source.ids), Tokens(source.ids).positions)",
+            ),
+        ),
         {"padding", "rows"},
     ),
     "transformer: the decoder sees the future": Mutant(
@@ -213,8 +233,8 @@ MUTANTS = {
         "transformer",
         (
             (
-                "x = self._embed(target, state.target.positions(count))",
-                "x = self._embed(target * 0, state.target.positions(count))",
+                "x = self._place(self.embedding(target), state.target.positions(count))",
+                "x = self._place(self.embedding(target * 0), state.target.positions(count))",
             ),
         ),
         {"causal"},
