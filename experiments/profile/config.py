@@ -21,6 +21,7 @@ Mode = Literal["train", "prefill", "decode"]
 MODES = ("train", "prefill", "decode")
 DECODED = 64
 """Tokens that are generated after the context has been read."""
+DTYPES = ("float32", "bfloat16", "float16")
 LEAST = 8
 """The shortest context: enough for a source and a target."""
 _LISTS = ("archs", "pretrained", "contexts", "predicted", "modes", "fallback", "trace")
@@ -85,6 +86,8 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Profile:
     data = config.given(source, overrides, PRESETS, lists=_LISTS)
     if isinstance(data.get("archs"), list | tuple):
         data["archs"] = [config.absolute(entry) for entry in data["archs"]]
+    if isinstance(data.get("pretrained"), list | tuple):
+        data["pretrained"] = [str(Path(folder).expanduser().resolve()) for folder in data["pretrained"]]
     profile = strict.build(Profile, data)
     check(profile)
     return profile

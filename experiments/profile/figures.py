@@ -37,7 +37,8 @@ def draw(rows: Sequence[Row], limit: int | None, frontiers: Sequence[Frontier] =
             "speed": _speed(groups, looks),
             "split": _split(groups),
         }
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    # Named apart from compare's, beside which they may stand in one page.
+    return {f"context-{name}": figure for name, figure in figures.items() if figure is not None}
 
 
 def _panels(groups: Mapping[Series, Sequence[Row]]) -> dict[tuple[str, int], dict[str, Sequence[Row]]]:

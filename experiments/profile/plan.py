@@ -58,8 +58,10 @@ def _pretrained(profile: Profile, folder: str) -> Item:
         found = read_pretrained(folder)
     except ValueError as error:
         raise UserError(str(error)) from error
-    variant = Variant(found.folder.resolve().name, found.arch, found.config)
     dtype = profile.dtype if profile.dtype != "auto" else found.dtype
+    if dtype not in config.DTYPES:
+        raise UserError(f"{folder} is stored in {dtype}, which is not profiled: give --dtype {'|'.join(config.DTYPES)}")
+    variant = Variant(found.folder.name, found.arch, found.config)
     return _sized(variant, found.config, found.vocab_size, dtype, Budget(by="none"))
 
 

@@ -23,7 +23,7 @@ from experiments.profile.subject import Subject, build, warm_up
 
 PROBES = (16, 24)
 """Two contexts at which the numbers of operations tell whether there is a loop over time."""
-FITTED = ((128, 192, 256, 320), (256, 512, 768, 1024))
+FITTED = ((256, 320, 384, 448), (512, 640, 768, 896))
 """Contexts of the polynomial, the last of which checks it, the longer ones where the shorter do not suffice. To the
 byte: a trifle there is none at a million tokens."""
 SMALL = 64 * 2**20

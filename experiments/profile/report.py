@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from experiments.report import html, style, units
 _ENDS = {"done": "fits", "oom": "does not"}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CAPTIONS = {
-    "memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
+    "context-memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
     "longest contexts, beyond parameters, gradients and optimiser.",
-    "speed": "Measured tokens per second (source + target); bands reach from the lower to the upper quartile.",
-    "split": "What the peak is made of, at the longest context that all have.",
+    "context-speed": "Measured tokens per second (source + target); bands reach from the lower to the upper quartile.",
+    "context-split": "What the peak is made of, at the longest context that all have.",
 }
 NOT_MODELLED = (
     "A prediction runs the model on fake tensors and follows every storage. Not modelled: scratch memory within "
@@ -193,14 +194,27 @@ def compose(study: Study, drawn: Mapping[str, Any]) -> str:
     """report.md."""
     profile, rows = study.profile, study.rows
     lines = [f"# {units.text(profile.name)}: memory and speed against context", ""]
-    lines += [f"- {units.text(line)}" for line in findings(study)] + [""]
-    for name in drawn:
-        lines += [f"![{name}](figures/{name}.png)", "", f"*{CAPTIONS[name]}*", ""]
+    lines += _overview(findings(study), drawn, "figures")
     lines += ["## Architectures", "", *_architectures(study.plan.items)]
     for (mode, count), members in _by_mode(rows).items():
         lines += [f"## {units.text(_mode(mode, count))}", "", *_rows_table(members)]
     lines += ["## Ends", "", *_ends(rows), "## Method", "", units.text(NOT_MODELLED), ""]
     return "\n".join([*lines, *_card(profile), *_environment(study.wanted), *_traces(study)]) + "\n"
+
+
+def _overview(found: Sequence[str], drawn: Iterable[str], place: str) -> list[str]:
+    """Findings, then figures."""
+    lines = [f"- {units.text(line)}" for line in found] + [""]
+    for name in drawn:
+        lines += [f"![{name}]({place}/{name}.png)", "", f"*{CAPTIONS[name]}*", ""]
+    return lines
+
+
+def section(folder: Path) -> list[str]:
+    """What the report of the folder above tells of a profile in `folder`."""
+    found = json.loads((folder / "profile.json").read_text(encoding="utf-8"))["findings"]
+    drawn = [name for name in CAPTIONS if (folder / "figures" / f"{name}.png").is_file()]
+    return _overview(found, drawn, f"{folder.name}/figures")
 
 
 def _architectures(items: Sequence[Any]) -> list[str]:
@@ -251,7 +265,7 @@ def _ends(rows: Sequence[Row]) -> list[str]:
     apart = [
         f"† the process's peak differs from what was tracked or predicted by more than {GAP:.0%} and "
         f"{units.size(SLACK)}, {widest}: "
-        "in a loop over time many small blocks are freed that the system's allocator keeps.",
+        "a loop over time also makes many nodes of the autograd graph and small blocks, which are no tensors.",
         "",
     ]
     return [*(lines or ["Every point that was tried is done."]), "", *loops, *(apart if gaps else [])]

@@ -143,6 +143,7 @@ def _sections(study: Study, drawn: set[str]) -> dict[str, list[str]]:
         "Length": [*_figure("length", drawn), *tasks["Length"]],
         "Memory": [*_figure("memory", drawn), *tables.memory(comparable)],
         "Cost": _figure("tradeoff", drawn),
+        "Profile": _profile(study.folder / "profile"),
         "Attention": _figure("alignment", drawn),
         "Pairs": tasks["Pairs"],
         "Budget": [*tables.matching(study), *tables.settings(study)],
@@ -161,6 +162,16 @@ def _verdict(study: Study) -> list[str]:
         rest += [verdict.solved(contest), verdict.cheapest(contest)]
         lines += [f"- {first}", *(f"  - {sentence}" for sentence in rest if sentence)]
     return [*lines, ""] if study.entries else ["Nothing has been recorded yet, so there is nothing to conclude.", ""]
+
+
+def _profile(folder: Path) -> list[str]:
+    """Memory and speed against context, where `archlab profile --out DIR/profile` has measured them."""
+    if not (folder / "profile.json").is_file():
+        return []
+    # Imported here: few reports have one.
+    from experiments.profile import report
+
+    return report.section(folder)
 
 
 def _pairs(contest: Contest) -> list[str]:

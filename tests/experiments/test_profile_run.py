@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_ledger import make_runs, write_ledger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_profile import point
 
-from experiments import cli
+from experiments import cli, report
 from experiments.ledger import write_json
 from experiments.profile import config, plan, run
 from experiments.profile.config import Profile
@@ -66,7 +68,11 @@ def test_a_profile_measures_predicts_and_reports(profiled: tuple[Path, str]) -> 
     assert all(r["status"] == ("predicted" if r["context"] == 64 else "done") for r in rows)
     assert all(r["tokens_per_second"] > 0 for r in rows if r["status"] == "done")
     assert len(list(csv.DictReader(io.StringIO((out / "profile.csv").read_text())))) == len(rows)
-    assert {path.stem for path in (out / "figures").glob("*.png")} == {"memory", "speed", "split"}
+    assert {path.stem for path in (out / "figures").glob("*.png")} == {
+        "context-memory",
+        "context-speed",
+        "context-split",
+    }
     assert (out / "report.html").stat().st_size > 10_000
 
 
@@ -76,7 +82,7 @@ def test_the_curves_are_in_tensorboard(profiled: tuple[Path, str]) -> None:
     assert [event.step for event in gqa.Scalars("train_x1/predicted_memory_MiB")] == [16, 64]
     assert [event.step for event in gqa.Scalars("train_x1/tokens_per_second")] == [16]
     overview = EventAccumulator(str(out / "tb" / "_experiment")).Reload()
-    assert overview.Tags()["images"] == ["report/memory", "report/speed", "report/split"]
+    assert overview.Tags()["images"] == [f"report/context-{name}" for name in ("memory", "speed", "split")]
 
 
 def test_a_trace_holds_the_operations_of_its_point(profiled: tuple[Path, str]) -> None:
@@ -99,6 +105,13 @@ def test_the_report_is_built_again_from_the_folder_alone(
     assert {name: (out / name).read_bytes() for name in before} == before
     findings = [line for line in printed.splitlines() if "~ L^" in line]
     assert all(line in capsys.readouterr().out for line in findings[:1])
+
+
+def test_the_report_of_a_comparison_shows_the_profile_below_it(profiled: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(profiled[0], tmp_path / "profile")
+    page = report.write(write_ledger(tmp_path, make_runs("gqa", [0.5]))).read_text()
+    assert "gqa train: memory beyond the parameters" in page
+    assert 'aria-label="context-memory"' in page
 
 
 def test_what_is_recorded_is_not_run_again_but_what_failed_is_when_asked(profiled: tuple[Path, str]) -> None:
