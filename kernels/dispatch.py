@@ -23,6 +23,8 @@ from torch import Tensor
 _ROOT = Path(__file__).parent
 _ran: dict[str, list[str]] = {}
 _fallbacks: dict[str, str] = {}
+# What was asked for -> the backend that runs; so that asking again costs a microsecond.
+_chosen: dict[tuple[str, str, torch.dtype, torch.device], str] = {}
 # Operation -> backend -> function, filled in by `_modules`. torch.compile looks functions up here, as it cannot import;
 # it reads a dictionary once per graph, so an operation's backends come all at once.
 _functions: dict[str, dict[str, Callable[..., Any]]] = {
@@ -64,18 +66,18 @@ def forget() -> None:
     """Clear what `ran` and `fallbacks` remember; a fallback is then said aloud again."""
     _ran.clear()
     _fallbacks.clear()
+    _chosen.clear()
 
 
 def run(op: str, backend: str, *arguments: Any) -> Any:
     """Call the operation on a backend, or on the best one ('auto').
 
-    The tensors among the arguments decide: their common dtype and the device of the first. Raises ValueError if the
-    backend is unknown or cannot run them.
+    The tensors among the arguments decide: their common dtype and the device of the first argument. Raises ValueError
+    if the backend is unknown or cannot run them.
     """
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    dtypes = {tensor.dtype for tensor in tensors}
+    dtypes = {argument.dtype for argument in arguments if isinstance(argument, Tensor)}
     dtype = dtypes.pop() if len(dtypes) == 1 else _common(dtypes)
-    name = _choose(op, backend, dtype, tensors[0].device)
+    name = _choose(op, backend, dtype, arguments[0].device)
     return _functions[op][name](*arguments)
 
 
@@ -90,10 +92,13 @@ def _choose(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> 
 
     Under torch.compile this happens once, while tracing: none of it depends on values.
     """
-    name = _best(op, dtype, device) if backend == "auto" else _named(op, backend, dtype, device)
-    names = _ran.setdefault(op, [])
-    if name not in names:
-        names.append(name)
+    asked = op, backend, dtype, device
+    if (name := _chosen.get(asked)) is None:
+        name = _best(op, dtype, device) if backend == "auto" else _named(op, backend, dtype, device)
+        names = _ran.setdefault(op, [])
+        if name not in names:
+            names.append(name)
+        _chosen[asked] = name
     return name
 
 

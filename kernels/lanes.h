@@ -33,6 +33,52 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, Lanes v) { std::memcpy(to, &v, sizeof v); }
 
+// Floats of 16 bits, as they lie in memory; they are converted when loaded and stored, to the nearest (of two equally
+// near ones the even), and integer operations do it, so that denormals are right where they are flushed to 0.
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+typedef uint16_t Halves __attribute__((vector_size(W * sizeof(uint16_t))));
+
+inline Words load_bits(const void* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return __builtin_convertvector(halves, Words);
+}
+
+inline void store_bits(void* to, Words words) {
+    const Halves halves = __builtin_convertvector(words, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline Lanes load(const BFloat16* from) { return (Lanes)(load_bits(from) << 16); }
+
+inline void store(BFloat16* to, Lanes v) {
+    const Words bits = (Words)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    store_bits(to, (v == v ? rounded : bits | 0x400000) >> 16);
+}
+
+inline Lanes load(const Float16* from) {
+    constexpr int REBIAS = (127 - 15) << 23, LEAST = REBIAS + (1 << 23);  // the exponents; that of 2^-14
+    const Words bits = load_bits(from), magnitude = (bits & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+    const Words denormal = (Words)((Lanes)(magnitude + LEAST) - (Lanes)(Words{} + LEAST));
+    const Words normal = magnitude + REBIAS + (exponent == 0x0f800000 ? Words{} + REBIAS : Words{});
+    return (Lanes)((exponent == 0 ? denormal : normal) | (bits & 0x8000) << 16);
+}
+
+inline void store(Float16* to, Lanes v) {
+    constexpr int REBIAS = (127 - 15) << 23, LEAST = REBIAS + (1 << 23), BEYOND = 143 << 23;  // of 2^-14 and of 2^16
+    const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
+    const Words denormal = (Words)((Lanes)magnitude + 0.5f) - (Words)all(0.5f);
+    const Words normal = (magnitude - REBIAS + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    const Words not_finite = v == v ? Words{} + 0x7c00 : Words{} + 0x7e00;
+    const Words half = magnitude >= BEYOND ? not_finite : magnitude < LEAST ? denormal : normal;
+    store_bits(to, half | (bits >> 16 & 0x8000));
+}
+
 // A NaN in x stays.
 #if defined(__AVX512F__)
 inline Lanes max(Lanes bound, Lanes x) { return (Lanes)_mm512_max_ps((__m512)bound, (__m512)x); }
@@ -71,43 +117,47 @@ inline Lanes exp2_product(Lanes a, Lanes b) {
 
 constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f;
 
-// 2^(a b) for |a b| <= NEAR, in fewer instructions.
-#if defined(__AVX512F__)
-constexpr float NEAR = 60000.0f;
+// 2^(a b) for |a b| <= NEAR, in fewer instructions. What both ways have near 0 is the slope of the curve: a factor near 1
+// is applied thousands of times, so that an error that always has the same sign would add up.
+constexpr float NEAR = 125.0f;
 
-// 2^k times 2^(i / 32), of a table in two registers, times what is left, by a parabola.
+#if defined(__AVX512F__)
+// 2^k times 2^(i / 16), of a table in a register, times what is left, by a cubic.
 class Exp2 {
-    static constexpr float ROUND_32 = 12582912.0f / 32;
-    __m512 low, high;
+    static constexpr float ROUND_16 = 12582912.0f / 16;
+    static constexpr int TO_EXPONENT = 23 - 4;
+    Words table;
 
     Lanes power(Lanes rounded, Lanes r) const {
-        const Lanes root = (Lanes)_mm512_permutex2var_ps(low, (__m512i)rounded, high);
-        const Lanes p = r * 0.240226761f + 0.693157315f;
-        return (Lanes)_mm512_scalef_ps((__m512)(p * (r * root) + root), (__m512)(rounded - ROUND_32));
+        const Words bits = (Words)rounded;  // their low ones are 16 k + i: the table makes up for what i adds here
+        const Lanes root = (Lanes)((Words)_mm512_permutexvar_epi32((__m512i)bits, (__m512i)table) + (bits << TO_EXPONENT));
+        Lanes p = r * 0.0555041087f + 0.240226507f;
+        p = p * r + 0.693147181f;
+        return p * (r * root) + root;
     }
 
    public:
     Exp2() {
-        alignas(64) float table[32];
-        for (int i = 0; i < 32; ++i) table[i] = static_cast<float>(std::exp2(i / 32.0));
-        low = _mm512_load_ps(table);
-        high = _mm512_load_ps(table + 16);
+        for (int i = 0; i < W; ++i) {
+            const float root = static_cast<float>(std::exp2(i / 16.0));
+            int32_t bits;
+            std::memcpy(&bits, &root, sizeof bits);
+            table[i] = bits - (i << TO_EXPONENT);
+        }
     }
 
     Lanes operator()(Lanes a, Lanes b) const {
-        const Lanes rounded = a * b + ROUND_32;
-        return power(rounded, a * b - (rounded - ROUND_32));
+        const Lanes rounded = a * b + ROUND_16;
+        return power(rounded, a * b - (rounded - ROUND_16));
     }
 
     // e^x for |x| <= 87.
     Lanes e_to(Lanes x) const {
-        const Lanes rounded = x * LOG2E + ROUND_32;
-        return power(rounded, x * LOG2E - (rounded - ROUND_32) + x * LOG2E_REST);
+        const Lanes rounded = x * LOG2E + ROUND_16;
+        return power(rounded, x * LOG2E - (rounded - ROUND_16) + x * LOG2E_REST);
     }
 };
 #else
-constexpr float NEAR = 125.0f;
-
 class Exp2 {
     static Lanes power(Lanes rounded, Lanes r) {
         Lanes p = all(0.00132647273f);

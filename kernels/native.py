@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +16,9 @@ from kernels import build
 
 _WORK_PER_THREAD = 2**18  # multiply-adds, about, that pay for starting a thread
 _ABSENT = tuple((0,) * (1 + rank) for rank in range(5))
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The dtypes that C++ reads and writes, as `TypedView` of tiles.h knows them."""
+
 _PLAIN = (Tensor, nn.Parameter, type(None))
 
 
@@ -25,12 +28,20 @@ def plain(*tensors: Tensor | None) -> bool:
 
     An operator is what torch.compile, FakeTensor and the like understand; it costs 10 to 40 microseconds a call.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or is_in_torch_dispatch_mode()
-        or peek_interpreter_stack() is not None
-        or any(type(tensor) not in _PLAIN or not (tensor is None or tensor.is_cpu) for tensor in tensors)
-    )
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or peek_interpreter_stack() is not None:
+        return False
+    for tensor in tensors:  # noqa: SIM110, a generator would take twice the time
+        if type(tensor) not in _PLAIN or not (tensor is None or tensor.is_cpu):
+            return False
+    return True
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd would follow an operation on these."""
+    for tensor in tensors:  # noqa: SIM110
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def numbers(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
@@ -41,11 +52,17 @@ def numbers(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     """
     if tensor is None:
         return _ABSENT[rank]
-    strides, given = tensor.stride(), tensor.dim()
-    if given < rank:
+    strides = tensor.stride()
+    if (given := len(strides)) < rank:
         before = 1 if given < 3 else 0
         strides = (0,) * before + strides + (0,) * (rank - given - before)
     return tensor.data_ptr(), *strides
+
+
+def typed(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
+    """`numbers` with a code of the dtype after the address: `TypedView` of tiles.h."""
+    address, *strides = numbers(tensor, rank)
+    return address, 0 if tensor is None else CODES[tensor.dtype], *strides
 
 
 def threads(work: int) -> int:
@@ -53,7 +70,7 @@ def threads(work: int) -> int:
     return min(torch.get_num_threads(), 1 + work // _WORK_PER_THREAD)
 
 
-def call(library: ctypes.CDLL | build.BuildError, function: str, problem: Iterable[int]) -> None:
+def call(library: ctypes.CDLL | build.BuildError, function: str, problem: Sequence[int]) -> None:
     """Call a function of a library on a structure of 64-bit integers and addresses.
 
     The tensors behind it must outlive the call. Raises BuildError if there is no library, MemoryError if memory ran
@@ -61,10 +78,8 @@ def call(library: ctypes.CDLL | build.BuildError, function: str, problem: Iterab
     """
     if isinstance(library, build.BuildError):
         raise library
-    address, _ = (held := array("q", problem)).buffer_info()
-    if getattr(library, function)(ctypes.c_void_p(address)) != 0:
+    if getattr(library, function)(struct.pack(f"{len(problem)}q", *problem)) != 0:
         raise MemoryError(f"{function}: out of memory")
-    del held
 
 
 def why_not(

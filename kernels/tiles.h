@@ -11,12 +11,32 @@ using lanes::Lanes;
 using lanes::W;
 
 // A (rows, channels, steps) tensor; strides in elements, no data = an absent argument.
-struct View {
-    float* data;
+template <class Element>
+struct ViewOf {
+    Element* data;
     int64_t row, channel, step;
 
     explicit operator bool() const { return data != nullptr; }
-    float* at(int64_t r, int64_t c, int64_t s) const { return data + r * row + c * channel + s * step; }
+    Element* at(int64_t r, int64_t c, int64_t s) const { return data + r * row + c * channel + s * step; }
+};
+using View = ViewOf<float>;
+
+// The same of a tensor whose dtype is known at run time only; the codes are those of native.py.
+struct TypedView {
+    void* data;
+    enum Type : int64_t { FLOAT, BFLOAT16, FLOAT16 } type;
+    int64_t row, channel, step;
+
+    explicit operator bool() const { return data != nullptr; }
+    int size() const { return type == FLOAT ? 4 : 2; }
+
+    // work(this view, its elements being of a type)
+    template <class Work>
+    void with_type(const Work& work) const {
+        if (type == FLOAT) work(ViewOf<float>{static_cast<float*>(data), row, channel, step});
+        else if (type == BFLOAT16) work(ViewOf<lanes::BFloat16>{static_cast<lanes::BFloat16*>(data), row, channel, step});
+        else work(ViewOf<lanes::Float16>{static_cast<lanes::Float16*>(data), row, channel, step});
+    }
 };
 
 // `width` channels of `steps` steps, in an array of lanes. Lanes from `width` on hold 0 and are not stored.
@@ -30,8 +50,9 @@ struct Window {
           steps(static_cast<int>(steps)) {}
 };
 
-__attribute__((noinline)) inline void load(Lanes* tile, const View& view, const Window& w) {
-    const float* from = view.at(w.row, w.channel, w.step);
+template <class Element>
+__attribute__((noinline)) void load(Lanes* tile, const ViewOf<Element>& view, const Window& w) {
+    const Element* from = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
@@ -45,25 +66,31 @@ __attribute__((noinline)) inline void load(Lanes* tile, const View& view, const 
             for (int i = 0; i < W; ++i) tile[t + i] = square[i];
         }
     for (; t < w.steps; ++t) {
-        tile[t] = Lanes{};
-        for (int i = 0; i < w.width; ++i) tile[t][i] = from[i * view.channel + t * view.step];
+        Element column[W]{};
+        for (int i = 0; i < w.width; ++i) column[i] = from[i * view.channel + t * view.step];
+        tile[t] = lanes::load(column);
     }
+}
+
+inline void load(Lanes* tile, const TypedView& view, const Window& w) {
+    view.with_type([&](const auto& typed) { load(tile, typed, w); });
 }
 
 // Asks for a window before its time, a line or so per step, so that it comes from memory while others are computed: all
 // at once would fill the processor's queue.
 class Ahead {
-    const float* from;
-    int64_t row, column;  // distance between channels, or steps; between lines of a channel, if it lies in lines
+    const char* from;
+    int64_t row, column;  // bytes between channels, or steps; between lines of a channel, if it lies in lines
     int count;
 
    public:
-    Ahead(const View& view, const Window& w) : from(nullptr), row(0), column(0), count(0) {
-        constexpr int LINE = 64 / sizeof(float);
+    Ahead(const TypedView& view, const Window& w) : from(nullptr), row(0), column(0), count(0) {
+        constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
-        from = view.at(w.row, w.channel, w.step);
-        if (view.step == 1) row = view.channel, column = LINE, count = w.width * ((w.steps + LINE - 1) / LINE);
-        else if (view.channel == 1) row = view.step, column = W * view.step, count = w.steps;
+        const int size = view.size(), per_line = LINE / size;
+        from = static_cast<const char*>(view.data) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
+        if (view.step == 1) row = size * view.channel, column = LINE, count = W * ((w.steps + per_line - 1) / per_line);
+        else if (view.channel == 1) row = size * view.step, column = W * row, count = w.steps;
     }
 
     void fetch(int t) const {
@@ -71,8 +98,9 @@ class Ahead {
     }
 };
 
-__attribute__((noinline)) inline void store(const Lanes* tile, const View& view, const Window& w) {
-    float* to = view.at(w.row, w.channel, w.step);
+template <class Element>
+__attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& view, const Window& w) {
+    Element* to = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) lanes::store(to + t * view.step, tile[t]);
@@ -85,11 +113,19 @@ __attribute__((noinline)) inline void store(const Lanes* tile, const View& view,
             LANES_UNROLL
             for (int i = 0; i < W; ++i) lanes::store(to + i * view.channel + t, square[i]);
         }
-    for (; t < w.steps; ++t)
-        for (int i = 0; i < w.width; ++i) to[i * view.channel + t * view.step] = tile[t][i];
+    for (; t < w.steps; ++t) {
+        Element column[W];
+        lanes::store(column, tile[t]);
+        for (int i = 0; i < w.width; ++i) to[i * view.channel + t * view.step] = column[i];
+    }
 }
 
-inline void load_or_zero(Lanes* tile, const View& view, const Window& w) {
+inline void store(const Lanes* tile, const TypedView& view, const Window& w) {
+    view.with_type([&](const auto& typed) { store(tile, typed, w); });
+}
+
+template <class AnyView>
+inline void load_or_zero(Lanes* tile, const AnyView& view, const Window& w) {
     if (view) return load(tile, view, w);
     for (int t = 0; t < w.steps; ++t) tile[t] = Lanes{};
 }

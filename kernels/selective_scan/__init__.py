@@ -82,15 +82,9 @@ def selective_scan(
     Source: Gu & Dao 2023, Mamba, section 3.2 and algorithm 2; the arguments are those of mamba_ssm's
     `selective_scan_fn`, to which `initial_state` and the gradient through the last state are added.
     """
-    B, C = _with_groups(B), _with_groups(C)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     out, last_state = run(_OP, backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     return (out, last_state) if return_last_state else out
-
-
-def _with_groups(matrix: Tensor) -> Tensor:
-    """(B, N, L) -> (B, 1, N, L); the other forms as they are."""
-    return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
 
 def _check(
@@ -121,10 +115,13 @@ def _check(
 
 
 def _check_matrix(name: str, matrix: Tensor, rows: int, channels: int, states: int, length: int) -> None:
-    if matrix.dim() != 4:
+    if matrix.dim() == 3:
+        expect(_OP, name, matrix, "B, N, L", rows, states, length)
+    elif matrix.dim() != 4:
         expect(_OP, name, matrix, "D, N", channels, states)
-        return
-    groups = matrix.shape[1]
-    expect(_OP, name, matrix, "B, G, N, L", rows, groups, states, length)
-    if groups == 0 or channels % groups:
-        raise ValueError(f"{_OP}: expected {name} with a number of groups that divides D = {channels}, got {groups}")
+    else:
+        groups = matrix.shape[1]
+        expect(_OP, name, matrix, "B, G, N, L", rows, groups, states, length)
+        if groups == 0 or channels % groups:
+            message = f"expected {name} with a number of groups that divides D = {channels}, got {groups}"
+            raise ValueError(f"{_OP}: {message}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,50 +13,65 @@ from kernels import build, native
 
 WINDOW = 64
 """Steps between two states that the forward pass keeps for the backward pass."""
-PART = 128
-"""Channels that share one sum of the gradients of B and C."""
+
+Arguments = Sequence[Tensor | None]
+"""u, delta, A, B, C, D, z, bias, initial: the tensors of a scan, or their gradients."""
 
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial")
-"""The arguments of the scan, in the order of the operators."""
-
-_FORWARD = ("u", "delta", "z", "A", "D", "bias", "initial", "kept")
-_BACKWARD = ("dout", "dlast", "du", "ddelta", "dz", "dA", "dD", "dbias", "dinitial")
-
-
-def solve(function: str, softplus: bool, tensors: dict[str, Tensor | None]) -> None:
-    """Call a function of the library; the structure is `Problem` of cpu_problem.h, absent tensors are left out.
+def forward(softplus: bool, arguments: Arguments, kept: Tensor | None, out: Tensor, last: Tensor) -> None:
+    """Fill `out` and `last`, and `kept` if there is one.
 
     Raises BuildError if there is no library, MemoryError if memory ran out.
     """
-    u, A, B, C = (tensor for name in ("u", "A", "B", "C") if (tensor := tensors[name]) is not None)
-    groups = next((matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4), 1)
-    rows, channels, length = u.shape
+    problem = [*_sizes(softplus, arguments), *_fields(arguments), *_of_three(kept, out, last)]
+    native.call(library(), "selective_scan_forward", problem)
+
+
+def backward(
+    softplus: bool,
+    arguments: Arguments,
+    kept: Tensor,
+    dout: Tensor | None,
+    dlast: Tensor | None,
+    gradients: Arguments,
+) -> None:
+    """Fill the gradients, one for each argument that there is. Raises as `forward`."""
+    problem = [*_sizes(softplus, arguments), *_fields(arguments), *_of_three(kept, None, None)]
+    problem += [*_of_three(dout, dlast), *_fields(gradients)]
+    native.call(library(), "selective_scan_backward", problem)
+
+
+def _sizes(softplus: bool, arguments: Arguments) -> tuple[int, ...]:
+    u, _, A, B, C, *_ = arguments
+    assert u is not None
+    assert A is not None
     states = A.shape[1]
-    problem = [
-        *(rows, channels, length, states, groups, parts_of(channels, groups)),
-        *(native.threads(u.numel() * states), softplus, B.dim() == 2, C.dim() == 2),
-    ]
-    for name in _FORWARD:
-        problem += native.numbers(tensors.get(name), 3)
-    problem += native.numbers(B, 4)
-    problem += native.numbers(C, 4)
-    problem += native.numbers(tensors.get("out"), 3)
-    problem += native.numbers(tensors.get("last"), 3)
-    if "dout" in tensors:  # the forward pass reads no further
-        for name in _BACKWARD:
-            problem += native.numbers(tensors.get(name), 3)
-        problem += native.numbers(tensors["dB"], 4)
-        problem += native.numbers(tensors["dC"], 4)
-    native.call(library(), function, problem)
+    return *u.shape, states, _groups(B), _groups(C), native.threads(u.numel() * states), softplus
 
 
-def parts_of(channels: int, groups: int) -> int:
-    """The number of parts in a group."""
-    return -(-channels // groups // PART)
+def _groups(matrix: Tensor | None) -> int:
+    """How many groups of channels a B or C has; 0 if it is constant in time."""
+    assert matrix is not None
+    return matrix.shape[1] if matrix.dim() == 4 else matrix.dim() - 2
+
+
+def _fields(arguments: Arguments) -> list[int]:
+    u, delta, A, B, C, *others = arguments
+    return [*_of_three(u, delta, A), *_matrix(B), *_matrix(C), *_of_three(*others)]
+
+
+def _of_three(*tensors: Tensor | None) -> list[int]:
+    return [number for tensor in tensors for number in native.typed(tensor, 3)]
+
+
+def _matrix(matrix: Tensor | None) -> tuple[int, ...]:
+    if matrix is None or matrix.dim() != 3:
+        return native.typed(matrix, 4)
+    address, code, row, state, step = native.typed(matrix, 3)
+    return address, code, row, 0, state, step
 
 
 @functools.cache
 def library() -> ctypes.CDLL | build.BuildError:
     """The compiled cpu.cpp, or why there is none here."""
-    return build.attempt(Path(__file__).with_name("cpu.cpp"), f"SCAN_WINDOW={WINDOW}", f"SCAN_PART={PART}")
+    return build.attempt(Path(__file__).with_name("cpu.cpp"), f"SCAN_WINDOW={WINDOW}")

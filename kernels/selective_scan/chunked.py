@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kernels.arguments import anywhere, compute_dtype
-from kernels.selective_scan.reference import skip_and_gate, step_size, zeros_like_state
+from kernels.selective_scan.reference import skip_and_gate, step_size, with_groups, zeros_like_state
 
 RANK = 10
 FALLBACK = True
@@ -37,9 +37,9 @@ def selective_scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    """See `kernels.selective_scan`. Returns out (B, D, L), h_L (B, D, N)."""
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    x, A, B, C = u.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
+    x, A, B, C = u.to(dtype), A.to(dtype), with_groups(B.to(dtype)), with_groups(C.to(dtype))
     delta = step_size(delta.to(dtype), delta_bias, delta_softplus)
     h = zeros_like_state(x, A) if initial_state is None else initial_state.to(dtype)
     outputs = []

@@ -1,4 +1,4 @@
-"""The selective scan in float32 on the CPU, in C++ (cpu.cpp); shorter floats are computed in float32.
+"""The selective scan on the CPU, in C++ (cpu.cpp), which computes in float32 and converts shorter floats as it reads.
 
 Two operators without side effects, each with a fake implementation, so that torch.compile, FakeTensor and
 memory prediction work through them. The forward pass keeps every 64th state for the backward pass.
@@ -6,19 +6,16 @@ memory prediction work through them. The forward pass keeps every 64th state for
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.selective_scan._cpu_interface import NAMES, WINDOW, library, parts_of, solve
+from kernels.selective_scan._cpu_interface import WINDOW, backward, forward, library
 
 RANK = 20
 FALLBACK = False
-
-_SHARED = ("A", "B", "C", "D", "bias")  # by all rows; B and C where constant
 
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
@@ -38,18 +35,17 @@ def selective_scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
-    B, C = _same_groups(B, C)
+    """See `kernels.selective_scan`. Returns out (B, D, L), h_L (B, D, N)."""
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    tensors = [t if t is None or t.dtype == torch.float32 else t.float() for t in given]
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    tensors = [t if t is None or t.dtype in native.CODES else t.float() for t in given]
+    keep = torch.is_grad_enabled() and native.any_requires_grad(*tensors)
     if not native.plain(*tensors):
         out, last_state, _ = scan(*tensors, delta_softplus, keep)
     elif keep:
         out, last_state = Scan.apply(*tensors, delta_softplus)
     else:
         out, last_state, _ = _scanned(*tensors, delta_softplus, keep)
-    return out if out.dtype == u.dtype else out.to(u.dtype), last_state
+    return out, last_state
 
 
 class Scan(torch.autograd.Function):
@@ -57,7 +53,7 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """The tensors in the order of NAMES, then whether there is a softplus; returns out and the last state."""
+        """The tensors in the order of the operator, then whether there is a softplus; returns out and h_L."""
         *tensors, ctx.softplus = inputs
         out, last, kept = _scanned(*tensors, ctx.softplus, True)
         ctx.save_for_backward(kept, *tensors)
@@ -68,19 +64,10 @@ class Scan(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs. Second derivatives raise: the operator says so."""
         kept, *tensors = ctx.saved_tensors
-        dout = torch.zeros_like(tensors[0]) if dout is None else dout
-        dlast = dout.new_zeros(kept.shape[0], *tensors[2].shape) if dlast is None else dlast
-        differentiate = scan_backward if torch.is_grad_enabled() else _scan_gradients
-        gradients = differentiate(dout, dlast, kept, *tensors, ctx.softplus)
-        return *native.given(tensors, gradients), None
-
-
-def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """B and C with equally many groups; a constant as it is."""
-    if B.dim() == 2 or C.dim() == 2 or B.shape[1] == C.shape[1]:
-        return B, C
-    groups = math.lcm(B.shape[1], C.shape[1])
-    return B.repeat_interleave(groups // B.shape[1], 1), C.repeat_interleave(groups // C.shape[1], 1)
+        if torch.is_grad_enabled():
+            gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
+            return *native.given(tensors, gradients), None
+        return *_differentiated(dout, dlast, kept, *tensors, ctx.softplus), None
 
 
 @torch.library.custom_op("archlab::selective_scan_cpu", mutates_args=(), device_types="cpu")
@@ -97,10 +84,10 @@ def scan(
     softplus: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward pass, all float32.
+    """The forward pass.
 
-    Returns out (B, D, L), h_L (B, D, N) and the state before every window but the first (B, windows - 1, D, N), which
-    the backward pass needs; the last is empty unless `keep`.
+    Returns out (B, D, L) in the dtype of u, in float32 h_L (B, D, N) and the state before every window but a row's
+    first (B (windows - 1), D, N), which the backward pass needs; the last is empty unless `keep`.
     """
     return _scanned(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
 
@@ -122,13 +109,14 @@ def _scan_results(
     rows, channels, length = u.shape
     states = A.shape[1]
     windows = (length - 1) // WINDOW if keep else 0
-    return torch.empty_like(u), u.new_empty(rows, channels, states), u.new_empty(rows, windows, channels, states)
+    last = torch.empty(rows, channels, states, device=u.device)
+    return torch.empty_like(u), last, torch.empty(rows * windows, channels, states, device=u.device)
 
 
 @torch.library.custom_op("archlab::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
 def scan_backward(
-    dout: Tensor,
-    dlast: Tensor,
+    dout: Tensor | None,
+    dlast: Tensor | None,
     kept: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -142,13 +130,14 @@ def scan_backward(
     softplus: bool,
 ) -> list[Tensor]:
     """The gradients of u, delta, A, B, C, D, z, bias and initial; empty for what is absent."""
-    return _scan_gradients(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
+    gradients = _differentiated(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
+    return [kept.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @scan_backward.register_fake
 def _scan_backward_results(
-    dout: Tensor,
-    dlast: Tensor,
+    dout: Tensor | None,
+    dlast: Tensor | None,
     kept: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -161,57 +150,24 @@ def _scan_backward_results(
     initial: Tensor | None,
     softplus: bool,
 ) -> list[Tensor]:
-    return _added_up(_rooms((u, delta, A, B, C, D, z, bias, initial)), u)
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    return [kept.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
 
 def _scanned(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `scan`, at work."""
     *tensors, softplus, keep = inputs
     results = out, last, kept = _scan_results(*inputs)
-    named = dict(zip(NAMES, tensors, strict=True))
-    kept = kept.flatten(0, 1) if keep else None
-    solve("selective_scan_forward", softplus, {**named, "out": out, "last": last, "kept": kept})
+    forward(softplus, tensors, kept if keep else None, out, last)
     return results
 
 
-def _scan_gradients(dout: Tensor, dlast: Tensor, kept: Tensor, *inputs: Any) -> list[Tensor]:
-    """The operator `scan_backward`, at work."""
+def _differentiated(dout: Tensor | None, dlast: Tensor | None, kept: Tensor, *inputs: Any) -> list[Tensor | None]:
+    """The operator `scan_backward`, at work; None for what is absent."""
     *tensors, softplus = inputs
-    rooms = _rooms(tuple(tensors))
-    named = dict(zip(NAMES, tensors, strict=True))
-    named |= {f"d{name}": room for name, room in zip(NAMES, rooms, strict=True)}
-    solve("selective_scan_backward", softplus, {**named, "dout": dout, "dlast": dlast, "kept": kept.flatten(0, 1)})
-    return _added_up(rooms, tensors[0])
-
-
-def _rooms(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """Where the gradient of each argument is gathered: per row if rows share the argument, for B and C per part too."""
-    u = tensors[0]
-    assert u is not None
-    return [None if t is None else _room(name, t, u) for name, t in zip(NAMES, tensors, strict=True)]
-
-
-def _room(name: str, tensor: Tensor, u: Tensor) -> Tensor:
-    if tensor.dim() == 4:  # variable B, C
-        rows, groups, states, length = tensor.shape
-        return u.new_empty(parts_of(u.shape[1], groups) * rows, groups, length, states).mT
-    if name in _SHARED:
-        return u.new_empty(*u.shape[:2], tensor.shape[1:].numel())
-    return torch.empty_like(tensor)
-
-
-def _added_up(rooms: list[Tensor | None], u: Tensor) -> list[Tensor]:
-    """The gradients in the shapes of the arguments; empty for those that are absent."""
-    named = zip(NAMES, rooms, strict=True)
-    return [u.new_empty(0) if room is None else _add_up(name, room, u.shape[0]) for name, room in named]
-
-
-def _add_up(name: str, room: Tensor, rows: int) -> Tensor:
-    if room.dim() == 4:
-        return room.mT.unflatten(0, (-1, rows)).sum(0).mT
-    if name in ("D", "bias"):
-        return room.sum(0).squeeze(1)
-    return room.sum(0) if name in _SHARED else room
+    gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+    backward(softplus, tensors, kept, dout, dlast, gradients)
+    return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

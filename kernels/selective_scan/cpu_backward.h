@@ -3,10 +3,10 @@
 //
 //     G_t = C_t g_t + exp(d_{t+1} A) G_{t+1}          G beyond the last step = the gradient of h_L, g = that of y
 //
-// Sums over channels (dB, dC) are kept per part, sums over time (dA, dD, dbias) per row; the caller adds them up in a
-// fixed order, so that the result does not depend on the threads.
+// Sums over channels (dB, dC of inputs that vary) and over time (all others) are left per part in Rooms.
 #pragma once
 
+#include "cpu_segments.h"
 #include "cpu_sums.h"
 
 namespace scan {
@@ -16,39 +16,40 @@ class Backward {
     const Problem& p;
     const Part part;
     const int states, most;
+    const bool starts_apart;
+    const Boundaries& starts;
+    const Rooms& rooms;
     Lanes *A, *G;                                    // [block][state]
     Lanes *u, *d, *slope, *z, *g, *y, *du, *ddelta;  // [step]
     Lanes *decay, *kept;                             // [step][state]: exp(d A), and that times h_{t-1}
     Lanes* h;                                        // [state]
     Input<per_lane> B, C;
-    InputGradient dB, dC;
-    TimeSums dA, dD, dbias;
+    ChannelSums dB, dC;
+    sums::TimeSums over_time;
     const lanes::Exp2 exp2{};
 
    public:
-    Backward(const Problem& problem, int64_t task, Scratch& s)
-        : p(problem), part(p, task), states(static_cast<int>(p.states)), most(window_length(p)),
-          A(s.take(most_blocks(p) * states)), G(s.take(most_blocks(p) * states)), u(s.take(most)), d(s.take(most)),
-          slope(s.take(most)), z(s.take(most)), g(s.take(most)), y(s.take(most)), du(s.take(most)),
-          ddelta(s.take(most)), decay(s.take(most * states)), kept(s.take(most * states)), h(s.take(states)),
-          B(p, p.B, p.constant_B, part, s), C(p, p.C, p.constant_C, part, s), dB(p, p.dB, p.constant_B, s),
-          dC(p, p.dC, p.constant_C, s), dA(most_blocks(p), states, s), dD(most_blocks(p), 1, s),
-          dbias(most_blocks(p), 1, s) {}
+    Backward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, const Rooms& r,
+             Scratch& s)
+        : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p)),
+          starts_apart(cut.segments > 1), starts(boundaries), rooms(r), A(s.take(cut.most_blocks() * states)),
+          G(s.take(cut.most_blocks() * states)), u(s.take(most)), d(s.take(most)), slope(s.take(most)), z(s.take(most)),
+          g(s.take(most)), y(s.take(most)), du(s.take(most)), ddelta(s.take(most)), decay(s.take(most * states)),
+          kept(s.take(most * states)), h(s.take(states)), B(p, cut, p.B, p.groups_B, part, s),
+          C(p, cut, p.C, p.groups_C, part, s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
+          over_time(cut.most_blocks(), rooms.terms.count, s) {}
 
     void run() {
         for (int block = 0; block < part.blocks(); ++block) {
             tiles::load(A + block * states, p.A, part.window(block, 0, states));
-            tiles::load_or_zero(G + block * states, p.dlast, part.window(block, 0, states));
+            if (starts_apart) std::copy_n(starts.state(part, block), states, G + block * states);
+            else tiles::load_or_zero(G + block * states, p.dlast, part.window(block, 0, states));
         }
-        for (int64_t first = (p.length - 1) / WINDOW * WINDOW; first >= 0; first -= WINDOW)
-            run_window(first, static_cast<int>(std::min<int64_t>(WINDOW, p.length - first)));
-        for (int block = 0; p.dinitial && block < part.blocks(); ++block)
+        for (int64_t first = part.begin + (part.end - 1 - part.begin) / WINDOW * WINDOW; first >= part.begin; first -= WINDOW)
+            run_window(first, static_cast<int>(std::min<int64_t>(WINDOW, part.end - first)));
+        for (int block = 0; p.dinitial && part.begin == 0 && block < part.blocks(); ++block)
             tiles::store(G + block * states, p.dinitial, part.window(block, 0, states));
-        write(dA, p.dA, part, states);
-        write(dD, p.dD, part, 1);
-        write(dbias, p.dbias, part, 1);
-        dB.write_total(part);
-        dC.write_total(part);
+        std::copy_n(over_time.total(0), part.blocks() * rooms.terms.count, rooms.over_time(part));
     }
 
    private:
@@ -58,8 +59,8 @@ class Backward {
         dB.clear(steps);
         dC.clear(steps);
         for (int block = 0; block < part.blocks(); ++block) run_block(block, first, steps);
-        dB.write_window(p, part, first, steps);
-        dC.write_window(p, part, first, steps);
+        dB.write(rooms.over_channels(rooms.dB, part, first), steps);
+        dC.write(rooms.over_channels(rooms.dC, part, first), steps);
     }
 
     void run_block(int block, int64_t first, int steps) {
@@ -69,7 +70,7 @@ class Backward {
         tiles::load_or_zero(&skip, p.D, channels);
         tiles::load(u, p.u, window);
         tiles::load(d, p.delta, window);
-        tiles::load(g, p.dout, window);
+        tiles::load_or_zero(g, p.dout, window);
         step_sizes(p, exp2, bias, steps, d, y, slope);
         if (first > 0) tiles::load(h, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(h, p.initial, part.window(block, 0, states));
@@ -91,7 +92,7 @@ class Backward {
         if (p.z) open_gate(window, steps);
         for (int t = steps - 1; t >= 0; --t) {
             reverse_step<fixed>(block, t, skip);
-            if (t % sums::FOLD == 0) fold(block);
+            if (t % sums::FOLD == 0) over_time.fold(block);
         }
     }
 
@@ -131,7 +132,8 @@ class Backward {
         const int count = fixed ? fixed : states;
         const Lanes dt = d[t], gt = g[t], x = dt * u[t];
         const Lanes *A_n = A + block * count, *decay_n = decay + t * count, *kept_n = kept + t * count;
-        Lanes *G_n = G + block * count, *dA_n = &dA[0], *dB_n = dB.terms(t), *dC_n = dC.terms(t);
+        Lanes *G_n = G + block * count, *totals = &over_time[0], *dA_n = totals + rooms.terms.A;
+        Lanes *dB_n = p.groups_B ? dB.terms(t) : totals + rooms.terms.B, *dC_n = p.groups_C ? dC.terms(t) : totals + rooms.terms.C;
         Lanes by_x{}, by_decay{};
         LANES_UNROLL
         for (int n = 0; n < count; ++n) {
@@ -146,16 +148,8 @@ class Backward {
         }
         du[t] = skip * gt + dt * by_x;
         ddelta[t] = (u[t] * by_x + by_decay) * slope[t];
-        dD[0] += gt * u[t];
-        dbias[0] += ddelta[t];
-    }
-
-    void fold(int block) {
-        dA.fold(block);
-        dD.fold(block);
-        dbias.fold(block);
-        dB.fold(block);
-        dC.fold(block);
+        totals[rooms.terms.D] += gt * u[t];
+        totals[rooms.terms.bias] += ddelta[t];
     }
 };
 

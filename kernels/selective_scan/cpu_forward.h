@@ -1,7 +1,7 @@
 // out and h_L from the arguments, and the states between windows where the backward pass will want them.
 #pragma once
 
-#include "cpu_problem.h"
+#include "cpu_segments.h"
 
 namespace scan {
 
@@ -10,32 +10,33 @@ class Forward {
     const Problem& p;
     const Part part;
     const int states;
+    const bool starts_apart;
+    const Boundaries& starts;
     Lanes *rate, *h;       // [block][state]: A log2(e), the state
     Lanes *u, *d, *y, *z;  // [step]
     Input<per_lane> B, C;
     const lanes::Exp2 exp2{};
 
    public:
-    Forward(const Problem& problem, int64_t task, Scratch& s)
-        : p(problem), part(p, task), states(static_cast<int>(p.states)), rate(s.take(most_blocks(p) * states)),
-          h(s.take(most_blocks(p) * states)), u(s.take(window_length(p))), d(s.take(window_length(p))),
-          y(s.take(window_length(p))), z(s.take(window_length(p))), B(p, p.B, p.constant_B, part, s),
-          C(p, p.C, p.constant_C, part, s) {}
+    Forward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
+        : p(problem), part(of), states(static_cast<int>(p.states)), starts_apart(cut.segments > 1), starts(boundaries),
+          rate(s.take(cut.most_blocks() * states)), h(s.take(cut.most_blocks() * states)), u(s.take(window_length(p))),
+          d(s.take(window_length(p))), y(s.take(window_length(p))), z(s.take(window_length(p))),
+          B(p, cut, p.B, p.groups_B, part, s), C(p, cut, p.C, p.groups_C, part, s) {}
 
     void run() {
         for (int block = 0; block < part.blocks(); ++block) {
-            const auto window = part.window(block, 0, states);
-            tiles::load(rate + block * states, p.A, window);
-            for (int n = 0; n < states; ++n) rate[block * states + n] *= lanes::LOG2E;
-            tiles::load_or_zero(h + block * states, p.initial, window);
+            load_rates(p, part, block, rate + block * states);
+            if (starts_apart) std::copy_n(starts.state(part, block), states, h + block * states);
+            else tiles::load_or_zero(h + block * states, p.initial, part.window(block, 0, states));
         }
-        for (int64_t first = 0; first < p.length; first += WINDOW) {
-            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
+        for (int64_t first = part.begin; first < part.end; first += WINDOW) {
+            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, part.end - first));
             B.read(first, steps);
             C.read(first, steps);
             for (int block = 0; block < part.blocks(); ++block) read_window(block, first, steps);
         }
-        for (int block = 0; block < part.blocks(); ++block)
+        for (int block = 0; part.end == p.length && block < part.blocks(); ++block)
             tiles::store(h + block * states, p.last, part.window(block, 0, states));
     }
 

@@ -1,8 +1,11 @@
-// What a scan on the CPU is given, and how it is cut: a part is up to PART channels of one row, read window by window.
+// What a scan on the CPU is given, and how it is cut: a part is up to 128 channels of one row, read window by window.
 //
 // Lanes are channels, so that the recurrence over time needs no exchange between lanes. The channels of a part share
-// the inputs B and C, which are laid out once per window for all of them.
+// the inputs B and C, which are laid out once per window for all of them. Where there are fewer parts than threads,
+// time is cut into segments too.
 #pragma once
+
+#include <numeric>
 
 #include "../parallel.h"
 #include "../tiles.h"
@@ -12,41 +15,74 @@ namespace scan {
 using lanes::Lanes;
 using lanes::W;
 using parallel::Scratch;
-using tiles::View;
+using tiles::TypedView;
 
 constexpr int WINDOW = SCAN_WINDOW;  // steps whose states the backward pass holds at a time
-constexpr int PART = SCAN_PART;      // channels that share one sum of the gradients of B and C
 
 // B or C. Variable: (rows, groups, states, steps). Constant: one "group" per channel, row and step strides 0.
 struct Matrix {
-    float* data;
+    char* data;
+    TypedView::Type type;
     int64_t row, group, state, step;
+
+    // Lanes are the states of a group.
+    TypedView of_group(int64_t g) const {
+        TypedView view{data, type, row, state, step};
+        view.data = data + g * group * view.size();
+        return view;
+    }
+    // Lanes are channels, "steps" are states.
+    TypedView of_channels() const { return {data, type, 0, group, state}; }
 };
 
 // The arguments and results, mirrored field by field in _cpu_interface.py. Absent ones have no data.
 struct Problem {
-    int64_t rows, channels, length, states, groups, parts, threads, softplus, constant_B, constant_C;
-    View u, delta, z, A, D, bias, initial, kept;                // arguments
+    int64_t rows, channels, length, states, groups_B, groups_C, threads, softplus;  // no groups: constant in time
+    TypedView u, delta, A;
     Matrix B, C;
-    View out, last;                                             // results of the forward pass, which reads no further
-    View dout, dlast, du, ddelta, dz, dA, dD, dbias, dinitial;  // of the backward pass
-    Matrix dB, dC;                                              // a row of them = a part of a row
+    TypedView D, z, bias, initial;
+    TypedView kept, out, last;  // the forward pass reads no further
+    TypedView dout, dlast;
+    TypedView du, ddelta, dA;
+    Matrix dB, dC;
+    TypedView dD, dz, dbias, dinitial;
 };
 
-// The channels [first, first + count) of one row, all of one group.
-struct Part {
-    int64_t row, group, index, first, count;
+// How the work is cut. A part's channels are of one group of B and one of C. Their number is a matter of the shapes
+// alone: it decides in which order the gradients of B and C are added up.
+struct Cut {
+    int64_t groups, per_part, parts, tasks, windows, segments;  // parts of a group; parts in all; windows of a segment
 
-    Part(const Problem& p, int64_t task) {
-        const int64_t per_group = p.channels / p.groups;
-        index = task % p.parts;
-        group = task / p.parts % p.groups;
-        row = task / p.parts / p.groups;
-        first = group * per_group + index * PART;
-        count = std::min<int64_t>(PART, per_group - index * PART);
+    explicit Cut(const Problem& p)
+        : groups(std::lcm(std::max<int64_t>(1, p.groups_B), std::max<int64_t>(1, p.groups_C))), per_part(128) {
+        constexpr int ENOUGH = 16, LEAST_WINDOWS = 4, WORTH_IT = 3;  // a scan in segments takes almost twice the work
+        const int64_t per_group = p.channels / groups, all_windows = (p.length + WINDOW - 1) / WINDOW;
+        while (per_part > 16 && p.rows * groups * ((per_group + per_part - 1) / per_part) < ENOUGH) per_part /= 2;
+        per_part = std::min(per_part, per_group);
+        parts = (per_group + per_part - 1) / per_part;
+        tasks = p.rows * groups * parts;
+        segments = p.threads >= WORTH_IT * tasks ? p.threads / tasks : 1;
+        segments = std::max<int64_t>(1, std::min(segments, all_windows / LEAST_WINDOWS));
+        windows = (all_windows + segments - 1) / segments;
+        segments = (all_windows + windows - 1) / windows;
     }
 
-    int blocks() const { return (count + W - 1) / W; }
+    int most_blocks() const { return (static_cast<int>(per_part) + W - 1) / W; }
+};
+
+// The channels [first, first + count) of one row, all of one group, over the steps [begin, end) of one segment.
+struct Part {
+    int64_t task, row, group, first, count, segment, begin, end;
+
+    Part(const Problem& p, const Cut& cut, int64_t task, int64_t segment)
+        : task(task), row(task / cut.parts / cut.groups), group(task / cut.parts % cut.groups), segment(segment),
+          begin(segment * cut.windows * WINDOW), end(std::min(begin + cut.windows * WINDOW, p.length)) {
+        const int64_t per_group = p.channels / cut.groups, offset = task % cut.parts * cut.per_part;
+        first = group * per_group + offset;
+        count = std::min(cut.per_part, per_group - offset);
+    }
+
+    int blocks() const { return (static_cast<int>(count) + W - 1) / W; }
     tiles::Window window(int block, int64_t step, int64_t steps) const {
         return {row, first + block * W, first + count, step, steps};
     }
@@ -59,46 +95,55 @@ struct Part {
     }
 };
 
-inline int64_t tasks(const Problem& p) { return p.rows * p.groups * p.parts; }
-inline int most_blocks(const Problem& p) {
-    return (static_cast<int>(std::min<int64_t>(PART, p.channels / p.groups)) + W - 1) / W;
-}
 inline int window_length(const Problem& p) { return static_cast<int>(std::min<int64_t>(WINDOW, p.length)); }
+
+template <class Work>
+void for_each(const Problem& p, int64_t tasks, const Work& work) {
+    if (!parallel::run(tasks, p.threads, work)) throw std::bad_alloc();
+}
+
+// work(part, scratch) for every part of every of so many segments, the first one being `from`.
+template <class Work>
+void for_each_part(const Problem& p, const Cut& cut, int64_t from, int64_t segments, const Work& work) {
+    for_each(p, cut.tasks * segments, [&](int64_t i, Scratch& scratch) {
+        work(Part(p, cut, i % cut.tasks, from + i / cut.tasks), scratch);
+    });
+}
 
 // B or C as the inner loop wants it. If both are variable, channels share them: one number per step and state. If one
 // is constant it differs between channels, and both are held per lane.
 template <bool per_lane>
 class Input {
-    const Matrix& matrix;
     const Part& part;
     const bool constant;
     const int states;
     const int by_block, by_step;  // strides of the lanes
-    Lanes* lanes_ = nullptr;
+    const TypedView view;
+    Lanes *lanes_, *tile;
     float* shared = nullptr;
 
    public:
-    Input(const Problem& p, const Matrix& m, bool is_constant, const Part& of, Scratch& scratch)
-        : matrix(m), part(of), constant(is_constant), states(static_cast<int>(p.states)),
-          by_block(constant ? states : 0), by_step(constant ? 0 : states),
-          lanes_(scratch.take(states * std::max(window_length(p), most_blocks(p)))) {
+    Input(const Problem& p, const Cut& cut, const Matrix& m, int64_t groups, const Part& of, Scratch& scratch)
+        : part(of), constant(groups == 0), states(static_cast<int>(p.states)), by_block(constant ? states : 0),
+          by_step(constant ? 0 : states), view(constant ? m.of_channels() : m.of_group(of.group * groups / cut.groups)),
+          lanes_(scratch.take(states * std::max(window_length(p), cut.most_blocks()))),
+          tile(scratch.take(window_length(p))) {
         if (!per_lane) shared = reinterpret_cast<float*>(lanes_);
         for (int block = 0; constant && block < part.blocks(); ++block)
-            tiles::load(lanes_ + block * states, {m.data, 0, m.group, m.state}, part.window(block, 0, states));
+            tiles::load(lanes_ + block * states, view, part.window(block, 0, states));
     }
 
     void read(int64_t first, int steps) {
         if (constant) return;
-        if (!per_lane && states == W && matrix.step == 1) {
-            return tiles::load(lanes_, {matrix.data + part.group * matrix.group, matrix.row, matrix.state, 1}, {part.row, 0, W, first, steps});
+        if (!per_lane && states == W) return tiles::load(lanes_, view, {part.row, 0, W, first, steps});
+        for (int from = 0; from < states; from += W) {
+            tiles::load(tile, view, {part.row, from, states, first, steps});
+            for (int t = 0; t < steps; ++t)
+                for (int n = from; n < std::min(from + W, states); ++n) {
+                    if constexpr (per_lane) lanes_[t * states + n] = lanes::all(tile[t][n - from]);
+                    else shared[t * states + n] = tile[t][n - from];
+                }
         }
-        const float* from = matrix.data + part.row * matrix.row + part.group * matrix.group + first * matrix.step;
-        for (int t = 0; t < steps; ++t)
-            for (int n = 0; n < states; ++n) {
-                const float value = from[t * matrix.step + n * matrix.state];
-                if constexpr (per_lane) lanes_[t * states + n] = lanes::all(value);
-                else shared[t * states + n] = value;
-            }
     }
 
     auto at(int block, int t, int n) const {
@@ -131,6 +176,12 @@ inline bool all_near(const Lanes* d, int steps, const Lanes* rate, int states) {
     int32_t all = -1;
     for (int i = 0; i < W; ++i) all &= near[i];
     return all != 0;
+}
+
+// A log2(e), so that exp(d A) = 2^(d rate).
+inline void load_rates(const Problem& p, const Part& part, int block, Lanes* rate) {
+    tiles::load(rate, p.A, part.window(block, 0, p.states));
+    for (int n = 0; n < p.states; ++n) rate[n] *= lanes::LOG2E;
 }
 
 }  // namespace scan

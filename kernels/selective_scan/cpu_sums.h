@@ -1,4 +1,5 @@
-// Where the backward pass gathers the gradients of B and C.
+// Where the backward pass gathers the gradients of what steps or channels share, and how they are added up: in an order
+// that is a matter of the shapes alone, not of which thread came first.
 #pragma once
 
 #include "../sums.h"
@@ -6,50 +7,120 @@
 
 namespace scan {
 
-using sums::TimeSums;
+// The sums over time of one channel: their places in a row of terms.
+struct Terms {
+    int A, D, bias, B, C, count;  // A, B, C: one per state
 
-inline void write(const TimeSums& from, const View& to, const Part& part, int terms) {
-    for (int block = 0; to && block < part.blocks(); ++block)
-        tiles::store(from.total(block), to, part.window(block, 0, terms));
-}
+    explicit Terms(const Problem& p) {
+        const int states = static_cast<int>(p.states);
+        A = 0;
+        D = A + states;
+        bias = D + 1;
+        B = bias + 1;
+        C = B + (p.groups_B ? 0 : states);
+        count = C + (p.groups_C ? 0 : states);
+    }
+};
 
-// The gradient of B or C. Variable: for each step and state of a window, a sum over the part's channels, of which lanes
-// are added up last. Constant: for each channel and state, a sum over time.
-class InputGradient {
-    const Matrix& matrix;
-    const bool constant;
+// For each step and state of a window, the sum over the part's channels, of which lanes are added up last.
+class ChannelSums {
     const int states;
-    Lanes* over_channels;  // [step][state]
-    TimeSums over_time;
+    Lanes* terms_ = nullptr;  // [step][state]
 
    public:
-    InputGradient(const Problem& p, const Matrix& m, bool is_constant, Scratch& scratch)
-        : matrix(m), constant(is_constant), states(static_cast<int>(p.states)),
-          over_channels(scratch.take(window_length(p) * p.states + W)), over_time(most_blocks(p), states, scratch) {}
+    ChannelSums(const Problem& p, bool wanted, Scratch& scratch) : states(static_cast<int>(p.states)) {
+        if (wanted) terms_ = scratch.take(window_length(p) * p.states + W);
+    }
+
+    Lanes* terms(int t) { return terms_ + t * states; }
 
     void clear(int steps) {
-        if (!constant) std::fill_n(over_channels, steps * states, Lanes{});
+        if (terms_) std::fill_n(terms_, steps * states, Lanes{});
     }
 
-    // Where to add the terms of step t, one per state.
-    Lanes* terms(int t) { return constant ? &over_time[0] : over_channels + t * states; }
+    void write(float* to, int steps) {
+        for (int i = 0; terms_ && i < steps * states; i += W) {
+            const Lanes sums = lanes::sum_each(terms_ + i);
+            if (i + W <= steps * states) lanes::store(to + i, sums);
+            else for (int j = i; j < steps * states; ++j) to[j] = sums[j - i];
+        }
+    }
+};
 
-    void fold(int block) {
-        if (constant) over_time.fold(block);
+// The sums of all parts.
+class Rooms {
+    const Problem& p;
+    const Cut& cut;
+    const int blocks;
+    Lanes* times;  // [segment][task][block][term]
+
+    float* take(bool wanted, Scratch& scratch) const {
+        const int64_t numbers = wanted ? cut.tasks * p.length * p.states : 0;
+        return reinterpret_cast<float*>(scratch.take((numbers + W - 1) / W));
     }
 
-    void write_window(const Problem& p, const Part& part, int64_t first, int steps) {
-        if (constant) return;
-        float* to = matrix.data + (part.index * p.rows + part.row) * matrix.row + part.group * matrix.group;
-        for (int i = 0; i < steps * states; i += W) {
-            const Lanes sums = lanes::sum_each(over_channels + i);
-            for (int j = i; j < std::min(i + W, steps * states); ++j)
-                to[(first + j / states) * matrix.step + j % states * matrix.state] = sums[j - i];
+   public:
+    const Terms terms;
+    float *const dB, *const dC;  // [task][step][state]
+
+    Rooms(const Problem& problem, const Cut& c, Scratch& scratch)
+        : p(problem), cut(c), blocks(cut.most_blocks()),
+          times(scratch.take(cut.segments * cut.tasks * blocks * Terms(p).count)), terms(p),
+          dB(take(p.groups_B > 0, scratch)), dC(take(p.groups_C > 0, scratch)) {}
+
+    Lanes* over_time(const Part& part) const {
+        return times + (part.segment * cut.tasks + part.task) * blocks * terms.count;
+    }
+    float* over_channels(float* room, const Part& part, int64_t step) const {
+        return room + (part.task * p.length + step) * p.states;
+    }
+
+    void add_up() const {
+        for_each(p, cut.groups * cut.parts, [&](int64_t task, Scratch& s) { add_up_times(task, s); });
+        add_up_channels(dB, p.dB, p.groups_B);
+        add_up_channels(dC, p.dC, p.groups_C);
+    }
+
+   private:
+    // Of a part's channels: over rows and segments.
+    void add_up_times(int64_t task, Scratch& scratch) const {
+        const Part part(p, cut, task, 0);
+        Lanes* total = scratch.take(blocks * terms.count);
+        std::fill_n(total, blocks * terms.count, Lanes{});
+        for (int64_t row = 0; row < p.rows; ++row)
+            for (int64_t segment = 0; segment < cut.segments; ++segment) {
+                const Lanes* of_row = over_time(Part(p, cut, row * cut.groups * cut.parts + task, segment));
+                for (int i = 0; i < part.blocks() * terms.count; ++i) total[i] += of_row[i];
+            }
+        for (int block = 0; block < part.blocks(); ++block, total += terms.count) {
+            const auto of_states = part.window(block, 0, p.states), single = part.window(block, 0, 1);
+            tiles::store(total + terms.A, p.dA, of_states);
+            if (p.dD) tiles::store(total + terms.D, p.dD, single);
+            if (p.dbias) tiles::store(total + terms.bias, p.dbias, single);
+            if (!p.groups_B) tiles::store(total + terms.B, p.dB.of_channels(), of_states);
+            if (!p.groups_C) tiles::store(total + terms.C, p.dC.of_channels(), of_states);
         }
     }
 
-    void write_total(const Part& part) const {
-        if (constant) write(over_time, {matrix.data, matrix.row, matrix.group, matrix.state}, part, states);
+    // Of all windows of all groups of dB or dC: over the parts of a group.
+    void add_up_channels(const float* room, const Matrix& to, int64_t groups) const {
+        const int64_t windows = (p.length + WINDOW - 1) / WINDOW, parts = groups ? cut.groups * cut.parts / groups : 0;
+        for_each(p, p.rows * groups * windows, [&](int64_t task, Scratch& scratch) {
+            const int64_t first = task % windows * WINDOW, row_and_group = task / windows;
+            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
+            const int64_t numbers = steps * p.states;
+            Lanes *total = scratch.take(WINDOW * p.states / W + 2), *tile = scratch.take(WINDOW);
+            float* sums = reinterpret_cast<float*>(total);
+            std::fill_n(sums, numbers + W, 0.0f);
+            for (int64_t part = 0; part < parts; ++part) {
+                const float* terms = room + ((row_and_group * parts + part) * p.length + first) * p.states;
+                for (int64_t i = 0; i < numbers; ++i) sums[i] += terms[i];
+            }
+            for (int64_t state = 0; state < p.states; state += W) {
+                for (int t = 0; t < steps; ++t) tile[t] = lanes::load(sums + t * p.states + state);
+                tiles::store(tile, to.of_group(row_and_group % groups), {row_and_group / groups, state, p.states, first, steps});
+            }
+        });
     }
 };
 

@@ -25,6 +25,7 @@ from kernels.selective_scan._cuda_problem import (
     segment_length,
     specialise,
 )
+from kernels.selective_scan.reference import with_groups
 
 RANK = 19
 FALLBACK = False
@@ -55,13 +56,13 @@ def selective_scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    """See `kernels.selective_scan`. Returns out (B, D, L), h_L (B, D, N)."""
     if not 1 <= A.shape[1] <= MOST_STATES:
         raise ValueError(
             f"selective_scan: the backend 'cuda' serves 1 to {MOST_STATES} states, not {A.shape[1]}: "
             "take backend='chunked'"
         )
-    B, C = _same_groups(B, C)
+    B, C = _same_groups(with_groups(B), with_groups(C))
     dtype = common_dtype(u, delta, B, C, z)
     x, delta, B, C = (tensor.to(dtype) for tensor in (u, delta, B, C))
     z = None if z is None else z.to(dtype)

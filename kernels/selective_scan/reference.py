@@ -25,9 +25,9 @@ def selective_scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    """See `kernels.selective_scan`. Returns out (B, D, L), h_L (B, D, N)."""
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    x, A = u.to(dtype), A.to(dtype)
+    x, A, B, C = u.to(dtype), A.to(dtype), with_groups(B), with_groups(C)
     delta = step_size(delta.to(dtype), delta_bias, delta_softplus)
     h = zeros_like_state(x, A) if initial_state is None else initial_state.to(dtype)
     outputs = []
@@ -37,6 +37,11 @@ def selective_scan(
         outputs.append((at_step(C, t, u.shape[1]) * h).sum(-1))
     y = skip_and_gate(torch.stack(outputs, dim=2), x, D, z)
     return y.to(u.dtype), h
+
+
+def with_groups(matrix: Tensor) -> Tensor:
+    """A B or C (B, N, L) -> (B, 1, N, L); the other forms as they are."""
+    return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
 
 def step_size(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.selective_scan.reference import with_groups
 
 RANK = 15
 FALLBACK = False
@@ -54,7 +55,8 @@ def selective_scan(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.selective_scan`; B and C are (D, N) or (B, G, N, L). Returns out (B, D, L), h_L (B, D, N)."""
+    """See `kernels.selective_scan`. Returns out (B, D, L), h_L (B, D, N)."""
+    B, C = with_groups(B), with_groups(C)
     groups = {matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4}
     shared = groups.pop() if len(groups) == 1 and B.dim() == C.dim() == 4 else u.shape[1]
     B, C = (_over_time(matrix, u, shared) for matrix in (B, C))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from scans import NAMES, RESULTS, Case, as_float32, results, scan, truth
-from tolerance import assert_all_as_good
+from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
+from experiments import measure
+from kernels import native
 from kernels.selective_scan import _cpu_interface, cpu
 
 
@@ -82,6 +85,69 @@ def test_bits_depend_neither_on_the_run_nor_on_the_threads() -> None:
         torch.set_num_threads(before)
 
 
+FEW = {
+    "all options": Case(1000),
+    "bare": Case(700, options=False, groups_B=1, groups_C=1),
+    "constant B and C": Case(520, groups_B=0, groups_C=0),
+    "constant C, channel-last": Case(513, channels=17, states=16, groups_B=1, groups_C=0, channel_last=True),
+}
+
+
+def with_a_long_memory(case: Case) -> dict[str, Tensor]:
+    """The case's tensors, such that the last state still depends on the first."""
+    tensors = as_float32(case)
+    return tensors | {"A": tensors["A"] / 2000}
+
+
+@pytest.fixture
+def many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many that time is cut into segments."""
+    monkeypatch.setattr(native, "threads", lambda work: 40)
+
+
+@pytest.mark.usefixtures("many_threads")
+@pytest.mark.parametrize("few", FEW)
+def test_few_channels_are_cut_in_time(few: str) -> None:
+    tensors = with_a_long_memory(FEW[few])
+    with nan_in_fresh_memory():
+        actual = results(tensors, "cpu")
+    plain = results(tensors, "reference")
+    exact = results({name: tensor.double() for name, tensor in tensors.items()}, "reference")
+    assert_all_as_good(RESULTS[: len(actual)], actual, plain, exact)
+    assert all(map(torch.equal, actual, results(tensors, "cpu")))
+
+
+@pytest.mark.usefixtures("many_threads")
+def test_segments_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = with_a_long_memory(FEW["all options"])
+    cut = results(tensors, "cpu")
+    monkeypatch.setattr(native, "threads", lambda work: 1)
+    whole = results(tensors, "cpu")
+    assert not any(torch.equal(cut[i], whole[i]) for i in (0, 1, RESULTS.index("gradient of initial_state")))
+
+
+@pytest.mark.usefixtures("many_threads")
+def test_extremes_in_segments() -> None:
+    tensors = with_a_long_memory(FEW["all options"])
+    tensors["delta"][..., 200:600] = -math.inf
+    tensors["delta"][..., 650:700] = 9e4
+    tensors["u"][0, 5, 10] = math.nan
+    for fast, plain in zip(scan(tensors, "cpu"), scan(tensors, "reference"), strict=True):
+        largest = float(plain.nan_to_num(0).abs().max())
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-6 * largest, equal_nan=True)
+
+
+@pytest.mark.usefixtures("many_threads")
+def test_growth_without_bounds_leaves_zeros_alone() -> None:
+    tensors = as_float32(FEW["bare"])
+    tensors["A"].fill_(1.0)
+    tensors["u"][0] = 0
+    out, last = scan(tensors, "cpu")
+    assert out[0].eq(0).all()
+    assert last[0].eq(0).all()
+    assert last[1].isfinite().logical_not().all()
+
+
 def test_sums_over_long_times_stay_exact() -> None:
     case = Case(4000, channels=3, states=2, groups_B=1, groups_C=1, rows=1)
     tensors = as_float32(case)
@@ -102,14 +168,70 @@ def test_memory_that_runs_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         cpu.scan(*operands(Case(4)), True, False)
 
 
+SHORT = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_every_short_float_is_read_and_written_as_torch_does(dtype: torch.dtype, channel_last: bool) -> None:
+    """With B = 0 what remains is D u."""
+    u = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 64, 1024)
+    u = torch.where(u.float().abs() < 2**-100, 0, u)  # the kernel flushes float32's denormals
+    u = torch.where(u.isinf(), 1, u)  # infinity times 0 is not 0
+    u = u.mT.contiguous().mT if channel_last else u
+    zeros = torch.zeros(64, 1)
+    for factor in (1.0, 1 + 2**-9, 1 - 2**-12, 3e-4, 4097.0):
+        D = torch.full((64,), factor)
+        out = kernels.selective_scan(u, u.nan_to_num(0).clamp(0, 1), zeros, zeros, zeros, D, backend="cpu")
+        torch.testing.assert_close(out, (factor * u.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+def test_gradients_of_short_floats_are_rounded_once(dtype: torch.dtype) -> None:
+    """Sequences and inputs short, the rest float32, as a module under autocast has them."""
+    tensors = as_float32(Case(70))
+    short = tensors | {name: tensors[name].to(dtype) for name in ("u", "delta", "z", "B", "C")}
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(tensors["u"].shape, generator=generator).to(dtype)
+    gradients = []
+    for given in (short, {name: tensor.float() for name, tensor in short.items()}):
+        leaves = {name: tensor.requires_grad_() for name, tensor in given.items()}
+        out, _ = scan(leaves, "cpu")
+        gradients.append(torch.autograd.grad(out, list(leaves.values()), cotangent.to(out.dtype)))
+    for name, of_short, of_float in zip(short, *gradients, strict=True):
+        assert torch.equal(of_short, of_float.to(of_short.dtype)), name
+
+
+def test_arguments_of_other_dtypes_are_converted() -> None:
+    tensors = as_float32(Case(9))
+    whole = tensors | {"D": torch.arange(20), "A": -torch.arange(100).view(20, 5)}
+    expected = scan({name: tensor.float() for name, tensor in whole.items()}, "cpu")
+    assert all(map(torch.equal, scan(whole, "cpu"), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SHORT], ids=str)
+def test_forward_needs_no_memory_but_its_results(dtype: torch.dtype) -> None:
+    u, delta, z = torch.rand(3, 1, 256, 2**15, dtype=dtype).unbind()
+    B, C = torch.rand(2, 1, 16, 2**15, dtype=dtype).unbind()
+    A, D = -torch.rand(256, 16), torch.ones(256)
+    cpu = torch.device("cpu")
+    before = measure.allocated(cpu)
+    kernels.selective_scan(u, delta, A, B, C, D, z, D, True, backend="cpu")
+    peak = measure.most_allocated(cpu)
+    if before is None or peak is None:
+        pytest.skip("this system does not tell")
+    given = sum(tensor.nbytes for tensor in (u, delta, z, B, C))
+    assert peak - before - u.nbytes < 0.05 * (given + u.nbytes)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86-64 levels")
 @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
 def test_narrower_processors(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("g++")
     assert compiler is not None
     source = Path(cpu.__file__).with_name("cpu.cpp")
-    sizes = [f"-DSCAN_WINDOW={_cpu_interface.WINDOW}", f"-DSCAN_PART={_cpu_interface.PART}"]
-    flags = ["-O1", f"-march={level}", "-std=gnu++17", "-shared", "-fPIC", "-pthread", *sizes]
+    window = f"-DSCAN_WINDOW={_cpu_interface.WINDOW}"
+    flags = ["-O1", f"-march={level}", "-std=gnu++17", "-shared", "-fPIC", "-pthread", window]
     subprocess.run([compiler, *flags, str(source), "-o", str(tmp_path / "scan.so")], check=True)
     library = CDLL(str(tmp_path / "scan.so"))
     monkeypatch.setattr(_cpu_interface, "library", lambda: library)
