@@ -34,26 +34,33 @@ inline void put(float* to, int64_t i, Lanes value) { lanes::store(to + i * W, va
 inline void add(float* to, int64_t i, Lanes value) { put(to, i, at(to, i) + value); }
 
 // to (count) += x (rows) times matrix (rows, count), eight vectors of `to` at a time in registers.
-inline void accumulate(float* to, const float* x, const float* matrix, int64_t rows, int64_t count) {
+inline void accumulate_few(float* to, const float* x, const float* matrix, int64_t rows, int64_t count) {
     constexpr int BLOCK = 8;
     const int64_t vectors = count / W;
     int64_t i = 0;
     for (; i + BLOCK <= vectors; i += BLOCK) {
         Lanes sums[BLOCK];
         LANES_UNROLL
-        for (int k = 0; k < BLOCK; ++k) sums[k] = at(to, i + k);
+        for (int k = 0; k < BLOCK; ++k) sums[k] = Lanes{};
         for (int64_t j = 0; j < rows; ++j) {
             LANES_UNROLL
             for (int k = 0; k < BLOCK; ++k) sums[k] += x[j] * at(matrix + j * count, i + k);
         }
         LANES_UNROLL
-        for (int k = 0; k < BLOCK; ++k) put(to, i + k, sums[k]);
+        for (int k = 0; k < BLOCK; ++k) add(to, i + k, sums[k]);
     }
     for (; i < vectors; ++i) {
-        Lanes sum = at(to, i);
+        Lanes sum{};
         for (int64_t j = 0; j < rows; ++j) sum += x[j] * at(matrix + j * count, i);
-        put(to, i, sum);
+        add(to, i, sum);
     }
+}
+
+// The same of many rows: sums of sums, as one long sum would lose digits.
+inline void accumulate(float* to, const float* x, const float* matrix, int64_t rows, int64_t count) {
+    constexpr int64_t FEW = 64;
+    for (int64_t from = 0; from < rows; from += FEW)
+        accumulate_few(to, x + from, matrix + from * count, std::min(FEW, rows - from), count);
 }
 
 // One row, with room for numbers per key and per feature.
