@@ -40,7 +40,7 @@ def test_an_operation_is_a_folder_and_a_backend_a_file() -> None:
 
 
 def test_auto_takes_the_fastest_that_can_run() -> None:
-    assert list(kernels.backends("selective_scan")) == ["cpu", "cuda", "triton", "chunked", "reference"]
+    assert list(kernels.backends("selective_scan")) == ["cpu", "cuda", "triton", "chunked", "reference", "mamba_ssm"]
     scan(as_float32(Case(3)), "auto")
     assert kernels.ran() == {"selective_scan": ["cpu"]}
 
@@ -97,7 +97,7 @@ def test_a_backend_asked_for_by_name_never_becomes_another() -> None:
 
 def test_unknown_names_are_answered_with_the_known() -> None:
     with pytest.raises(
-        ValueError, match="no backend 'gpu': expected 'auto' or one of cpu, cuda, triton, chunked, reference"
+        ValueError, match="no backend 'gpu': expected 'auto' or one of cpu, cuda, triton, chunked, reference, mamba_ssm"
     ):
         scan(as_float32(Case(3)), "gpu")
     with pytest.raises(ValueError, match="unknown operation 'scan': expected one of additive_attention, "):
