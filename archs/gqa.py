@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import kernels
 from archs.attention import (
     Cache,
     KeyValue,
@@ -167,6 +167,14 @@ class Attention(nn.Module):
         return self.out(rearrange(heads, "b h t e -> b t (h e)"))
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalisation by the root of the mean square (Zhang & Sennrich 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward (Shazeer 2020, equation 6)."""
 
@@ -176,8 +184,7 @@ class SwiGLU(nn.Module):
         self.down = linear(config.hidden, config.d_model, layers=2 * config.n_layers, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(kernels.swiglu(self.gate_up(x)))
 
 
 class Block(nn.Module):
@@ -185,9 +192,9 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.feed_forward = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -212,7 +219,7 @@ class GQA(Backbone[Cache]):
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.rotary = RotaryPositions(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.readout = nn.Linear(config.d_model, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         nn.init.normal_(self.readout.weight, std=config.d_model**-0.5)

@@ -17,8 +17,10 @@ from kernels.attentive_gru import attentive_gru
 from kernels.causal_conv1d import causal_conv1d
 from kernels.causal_conv1d_update import causal_conv1d_update_
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
+from kernels.rms_norm import rms_norm
 from kernels.selective_scan import selective_scan
 from kernels.selective_state_update import selective_state_update, selective_state_update_
+from kernels.swiglu import swiglu
 
 __all__ = [
     "additive_attention",
@@ -31,7 +33,9 @@ __all__ = [
     "forget",
     "operations",
     "ran",
+    "rms_norm",
     "selective_scan",
     "selective_state_update",
     "selective_state_update_",
+    "swiglu",
 ]
