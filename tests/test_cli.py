@@ -23,9 +23,9 @@ COMPARE = """
 """
 
 PROFILE = """
-    --help --config --out --retry --name --archs --contexts --predicted --modes --rows --decode_rows
-    --vocab_size --dtype --device --chunk --fallback --predict --card --seconds --timeout --memory_limit
-    --budget.by --budget.value
+    --help --config --out --retry --name --archs --pretrained --contexts --predicted --modes --rows --decode_rows
+    --vocab_size --dtype --device --chunk --fallback --predict --frontier --trace --card --seconds --timeout
+    --memory_limit --budget.by --budget.value
 """
 
 
