@@ -128,13 +128,6 @@ class RotaryPositions(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + E/2) of heads (B, H, T, E) by its position's angle."""
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-
-
 def linear(inputs: int, outputs: int, layers: int = 1, bias: bool = False) -> nn.Linear:
     """Normal weights of variance 1 / (inputs * layers), `layers` > 1 for additions to the residual; bias zero."""
     module = nn.Linear(inputs, outputs, bias=bias)
@@ -159,7 +152,7 @@ class Attention(nn.Module):
         """(B, T, D) -> query (B, Hq, T, E), key and value (B, H, T, E), the first two rotated."""
         query = rearrange(self.query(x), "b t (h e) -> b h t e", h=self.config.n_heads)
         key, value = rearrange(self.key_value(x), "b t (two h e) -> two b h t e", two=2, h=self.config.n_kv_heads)
-        return rotate(query, rotation), rotate(key, rotation), value
+        return kernels.rotary(query, *rotation), kernels.rotary(key, *rotation), value
 
     def mix(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of the queries, back to (B, T, D)."""

@@ -18,6 +18,7 @@ from kernels.causal_conv1d import causal_conv1d
 from kernels.causal_conv1d_update import causal_conv1d_update_
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
 from kernels.rms_norm import rms_norm
+from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
 from kernels.selective_state_update import selective_state_update, selective_state_update_
 from kernels.swiglu import swiglu
@@ -34,6 +35,7 @@ __all__ = [
     "operations",
     "ran",
     "rms_norm",
+    "rotary",
     "selective_scan",
     "selective_state_update",
     "selective_state_update_",

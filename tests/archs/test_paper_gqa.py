@@ -9,7 +9,8 @@ import torch
 from papers import SOURCE, TARGET, build, logits, on_source, same
 from torch import Tensor
 
-from archs.gqa import GQA, Config, RotaryPositions, SwiGLU, rotate
+import kernels
+from archs.gqa import GQA, Config, RotaryPositions, SwiGLU
 
 SIZES = {"d_model": 16, "n_heads": 4, "d_ff": 12, "n_layers": 2}
 OPTIONS = [
@@ -86,7 +87,7 @@ def test_rotation_is_multiplication_by_a_complex_number():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, 7, 8, generator=generator, dtype=torch.float64)
     positions = torch.tensor([0, 1, 2, 5, 40, 1000, 100_000])
-    got = rotate(x, RotaryPositions(config)(positions[None], torch.float64))
+    got = kernels.rotary(x, *RotaryPositions(config)(positions[None], torch.float64))
     same(got, turned(x, positions[:, None] * expected_frequencies(config)))
 
 
