@@ -38,8 +38,31 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 
 def additive_attention(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """See `kernels.additive_attention`. Returns context (B, T, E)."""
-    context, _ = attend(query.float(), keys.float(), values.float(), v.float(), mask)
+    given = query.float(), keys.float(), values.float(), v.float(), mask
+    if not native.plain(*given):
+        context, _ = attend(*given)
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given[:4]):
+        context = Attention.apply(*given)
+    else:
+        context, _ = _attend(*given)
     return context.to(values.dtype)
+
+
+class Attention(torch.autograd.Function):
+    """The operator's forward and backward pass in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """The operator's inputs; returns the context."""
+        context, weights = _attend(*inputs)
+        ctx.save_for_backward(weights, *inputs)
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, dcontext: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs. Second derivatives raise: the operator says so."""
+        differentiate = attend_backward if torch.is_grad_enabled() else _differentiated
+        return *differentiate(dcontext, *ctx.saved_tensors), None
 
 
 def _solve(function: str, mask: Tensor | None, **tensors: Tensor) -> None:
@@ -57,10 +80,7 @@ def _solve(function: str, mask: Tensor | None, **tensors: Tensor) -> None:
 @torch.library.custom_op("archlab::additive_attention_cpu", mutates_args=(), device_types="cpu")
 def attend(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The forward pass, all float32: context (B, T, E), and for the backward pass the weights (B, T, S)."""
-    context, weights = results = _attended(query, keys, values, v, mask)
-    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None]}
-    _solve("additive_attention_forward", mask, **tensors, context=context, weights=weights)
-    return results
+    return _attend(query, keys, values, v, mask)
 
 
 @attend.register_fake
@@ -69,17 +89,20 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tens
     return query.new_empty(rows, queries, values.shape[2]), query.new_empty(rows, queries, keys.shape[1])
 
 
+def _attend(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operator `attend`, at work."""
+    context, weights = results = _attended(query, keys, values, v, mask)
+    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None]}
+    _solve("additive_attention_forward", mask, **tensors, context=context, weights=weights)
+    return results
+
+
 @torch.library.custom_op("archlab::additive_attention_cpu_backward", mutates_args=(), device_types="cpu")
 def attend_backward(
     dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
     """The gradients of query, keys, values and v."""
-    dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, keys, values))
-    dv = v.new_empty(query.shape[0], 1, len(v))
-    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None], "weights": weights}
-    gradients = {"dcontext": dcontext, "dquery": dquery, "dkey": dkey, "dvalue": dvalue, "dv": dv}
-    _solve("additive_attention_backward", mask, **tensors, **gradients)
-    return [dquery, dkey, dvalue, dv.sum(0).squeeze(0)]
+    return _differentiated(dcontext, weights, query, keys, values, v, mask)
 
 
 @attend_backward.register_fake
@@ -87,6 +110,18 @@ def _gradients(
     dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
     return [*(torch.empty_like(tensor) for tensor in (query, keys, values)), v.new_empty(v.shape)]
+
+
+def _differentiated(
+    dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
+) -> list[Tensor]:
+    """The operator `attend_backward`, at work."""
+    dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, keys, values))
+    dv = v.new_empty(query.shape[0], 1, len(v))
+    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None], "weights": weights}
+    gradients = {"dcontext": dcontext, "dquery": dquery, "dkey": dkey, "dvalue": dvalue, "dv": dv}
+    _solve("additive_attention_backward", mask, **tensors, **gradients)
+    return [dquery, dkey, dvalue, dv.sum(0).squeeze(0)]
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
