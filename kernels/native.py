@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from kernels import build
 
 _WORK_PER_THREAD = 2**18  # multiply-adds, about, that pay for starting a thread
-_ABSENT = tuple((0,) * (1 + rank) for rank in range(5))
+_ABSENT = tuple((0,) * (1 + rank) for rank in range(6))
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that C++ reads and writes, as `TypedView` of tiles.h knows them."""
 
@@ -53,16 +53,21 @@ def numbers(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     if tensor is None:
         return _ABSENT[rank]
     strides = tensor.stride()
-    if (given := len(strides)) < rank:
-        before = 1 if given < 3 else 0
-        strides = (0,) * before + strides + (0,) * (rank - given - before)
-    return tensor.data_ptr(), *strides
+    return tensor.data_ptr(), *(strides if len(strides) == rank else _padded(strides, rank))
+
+
+def _padded(strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    before = 1 if len(strides) < 3 else 0
+    return (0,) * before + strides + (0,) * (rank - len(strides) - before)
 
 
 def typed(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     """`numbers` with a code of the dtype after the address: `TypedView` of tiles.h."""
-    address, *strides = numbers(tensor, rank)
-    return address, 0 if tensor is None else CODES[tensor.dtype], *strides
+    if tensor is None:
+        return _ABSENT[rank + 1]
+    strides = tensor.stride()
+    strides = strides if len(strides) == rank else _padded(strides, rank)
+    return tensor.data_ptr(), CODES[tensor.dtype], *strides
 
 
 def threads(work: int) -> int:

@@ -66,7 +66,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
         share = record["share_of_ceiling"]
         shown.add_row(
             record["benchmark"],
-            record["name"],
+            _name(record),
             _milliseconds(record["floor_seconds"]),
             _milliseconds(record["seconds"]),
             "" if share is None else f"{share:.0%}",
@@ -74,6 +74,11 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
             "\n".join(_peer(name, peer) for name, peer in record["peers"].items()),
         )
     return shown
+
+
+def _name(record: dict[str, Any]) -> str:
+    each = record["ns_per_element"]
+    return record["name"] if each is None else f"{record['name']}: {each:.3g} ns each"
 
 
 def _peer(name: str, peer: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Case:
     floor: ceiling -> how much of it is needed at least: 'exp' and 'tanh' (numbers), 'copy' (bytes read or written),
     'gemm' (floating point operations). together: whether these add up; else the largest counts.
     peers: name -> what does the same, or why there is nothing.
+    elements: how many numbers are computed, where the time of one is of interest.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Case:
     floor: Mapping[str, float]
     peers: Mapping[str, Work | str] = field(default_factory=dict)
     together: bool = False
+    elements: int | None = None
 
 
 def ceiling(name: str, device: torch.device) -> tuple[Work, float] | None:
@@ -127,6 +129,7 @@ def _record(
     return {
         "name": case.name,
         "seconds": medians["ours"],
+        "ns_per_element": medians["ours"] / case.elements * 1e9 if case.elements else None,
         "repeats": len(times["ours"]),
         "peak_bytes": memory["ours"],
         "floor_seconds": floor,

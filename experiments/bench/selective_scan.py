@@ -16,28 +16,42 @@ from experiments.bench._peers import peer
 
 CHUNK = 16
 """Steps of one compiled graph."""
+CALLS = 100
+"""Calls on tensors so small that what is left is what a call costs."""
 STATES = 16
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """The shape of a large layer, and two lengths at which training is compared; memory and time against length."""
+    """The shape of a large layer, and two lengths at which training is compared; time against length; one call."""
     yield _case("forward", 1, 1536, 2048, device)
     yield _case("forward+backward", 1, 1536, 2048, device)
     for length in (1024, 4096):
         yield _case("forward", 2, 512, length, device)
         yield _case("forward+backward", 2, 512, length, device)
+    yield _case("forward", 1, 1536, 2048, device, peers=False, dtype=torch.bfloat16)
     for length in (2**10, 2**14, 2**18, 2**20):
         yield _case("forward", 1, 32, length, device, peers=False)
+    for backward in (False, True):
+        yield _calls(backward, device)
 
 
-def _case(mode: str, rows: int, channels: int, length: int, device: torch.device, peers: bool = True) -> Case:
-    tensors = draw(rows, channels, length, device)
+def _case(
+    mode: str,
+    rows: int,
+    channels: int,
+    length: int,
+    device: torch.device,
+    peers: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    tensors = draw(rows, channels, length, device, dtype)
     backward = mode != "forward"
     elements = rows * channels * length
-    floor = {"exp": elements * (STATES + 2), "copy": 16 * elements}
+    size = dtype.itemsize
+    floor = {"exp": elements * (STATES + 2), "copy": 4 * size * elements}
     if backward:
         # the backward pass computes every exp again, and reads and writes seven tensors
-        floor = {"exp": 2 * elements * (STATES + 2), "copy": 44 * elements}
+        floor = {"exp": 2 * elements * (STATES + 2), "copy": 11 * size * elements}
     contestants: dict[str, Any] = {
         "eager loop": lambda: _ours(tensors, "reference"),
         "16-step chunk, compiled": _compiled(_in_chunks, tensors),
@@ -49,16 +63,41 @@ def _case(mode: str, rows: int, channels: int, length: int, device: torch.device
         del contestants["associative_scan, compiled"]  # has no backward pass on a CPU
     works = {name: c if isinstance(c, str) else _in_mode(c, tensors, backward) for name, c in contestants.items()}
     ours = _in_mode(lambda: _ours(tensors, "auto"), tensors, backward)
-    name = f"{mode} B={rows} D={channels} L={length}"
-    return Case(name, ours, floor, works if peers else {})
+    if backward:
+        works["our forward pass alone"] = _in_mode(lambda: _ours(tensors, "auto"), tensors, False)
+    name = f"{mode} B={rows} D={channels} L={length}" + (f" {dtype}" if dtype != torch.float32 else "")
+    return Case(name, ours, floor, works if peers else {}, elements=elements)
 
 
-def draw(rows: int, channels: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Arguments as a freshly initialised layer would see them, with gate, skip and softplus; leaves of a graph."""
+def _calls(backward: bool, device: torch.device) -> Case:
+    """Many calls, with or without a graph for gradients, beside as many of the smallest operation of torch."""
+    tensors = draw(1, STATES, 1, device)
+    given = tensors if backward else {name: tensor.detach() for name, tensor in tensors.items()}
+    one = tensors["u"].detach()
+
+    def calls() -> None:
+        for _ in range(CALLS):
+            _ours(given, "auto")
+
+    def additions() -> None:
+        for _ in range(CALLS):
+            one + 1
+
+    name = f"{CALLS} calls {'with' if backward else 'without'} gradients"
+    return Case(name, calls, {}, {"torch's x + 1": additions}, elements=CALLS)
+
+
+def draw(
+    rows: int, channels: int, length: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Arguments as a freshly initialised layer would see them, with gate, skip and softplus; leaves of a graph.
+
+    dtype: that of what varies in time.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(dtype)
 
     tensors = {
         "u": normal(rows, channels, length),

@@ -23,7 +23,8 @@ def forward(softplus: bool, arguments: Arguments, kept: Tensor | None, out: Tens
 
     Raises BuildError if there is no library, MemoryError if memory ran out.
     """
-    problem = [*_sizes(softplus, arguments), *_fields(arguments), *_of_three(kept, out, last)]
+    problem = _given(softplus, arguments)
+    problem += native.typed(kept, 3) + native.typed(out, 3) + native.typed(last, 3)
     native.call(library(), "selective_scan_forward", problem)
 
 
@@ -36,32 +37,40 @@ def backward(
     gradients: Arguments,
 ) -> None:
     """Fill the gradients, one for each argument that there is. Raises as `forward`."""
-    problem = [*_sizes(softplus, arguments), *_fields(arguments), *_of_three(kept, None, None)]
-    problem += [*_of_three(dout, dlast), *_fields(gradients)]
+    problem = _given(softplus, arguments)
+    problem += native.typed(kept, 3) + native.typed(None, 3) + native.typed(None, 3)
+    problem += native.typed(dout, 3) + native.typed(dlast, 3) + _fields(*gradients)
     native.call(library(), "selective_scan_backward", problem)
 
 
-def _sizes(softplus: bool, arguments: Arguments) -> tuple[int, ...]:
+def _given(softplus: bool, arguments: Arguments) -> tuple[int, ...]:
     u, _, A, B, C, *_ = arguments
     assert u is not None
     assert A is not None
+    assert B is not None
+    assert C is not None
+    rows, channels, length = u.shape
     states = A.shape[1]
-    return *u.shape, states, _groups(B), _groups(C), native.threads(u.numel() * states), softplus
+    groups_B, groups_C = (m.shape[1] if m.dim() == 4 else m.dim() - 2 for m in (B, C))  # 0: constant in time
+    threads = native.threads(rows * channels * length * states)
+    sizes = (rows, channels, length, states, groups_B, groups_C, threads, softplus)
+    return sizes + _fields(*arguments)
 
 
-def _groups(matrix: Tensor | None) -> int:
-    """How many groups of channels a B or C has; 0 if it is constant in time."""
-    assert matrix is not None
-    return matrix.shape[1] if matrix.dim() == 4 else matrix.dim() - 2
-
-
-def _fields(arguments: Arguments) -> list[int]:
-    u, delta, A, B, C, *others = arguments
-    return [*_of_three(u, delta, A), *_matrix(B), *_matrix(C), *_of_three(*others)]
-
-
-def _of_three(*tensors: Tensor | None) -> list[int]:
-    return [number for tensor in tensors for number in native.typed(tensor, 3)]
+def _fields(
+    u: Tensor | None,
+    delta: Tensor | None,
+    A: Tensor | None,
+    B: Tensor | None,
+    C: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+) -> tuple[int, ...]:
+    typed = native.typed
+    inputs = typed(u, 3) + typed(delta, 3) + typed(A, 3) + _matrix(B) + _matrix(C)
+    return inputs + typed(D, 3) + typed(z, 3) + typed(bias, 3) + typed(initial, 3)
 
 
 def _matrix(matrix: Tensor | None) -> tuple[int, ...]:

@@ -106,11 +106,7 @@ def _scan_results(
     softplus: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, channels, length = u.shape
-    states = A.shape[1]
-    windows = (length - 1) // WINDOW if keep else 0
-    last = torch.empty(rows, channels, states, device=u.device)
-    return torch.empty_like(u), last, torch.empty(rows * windows, channels, states, device=u.device)
+    return _results(u, A, keep)
 
 
 @torch.library.custom_op("archlab::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
@@ -154,11 +150,29 @@ def _scan_backward_results(
     return [kept.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
 
-def _scanned(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _results(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, channels, length = u.shape
+    windows = (length - 1) // WINDOW if keep else 0
+    last = torch.empty((rows, channels, A.shape[1]), device=u.device)
+    return torch.empty_like(u), last, last.new_empty((rows * windows, channels, A.shape[1]))
+
+
+def _scanned(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `scan`, at work."""
-    *tensors, softplus, keep = inputs
-    results = out, last, kept = _scan_results(*inputs)
-    forward(softplus, tensors, kept if keep else None, out, last)
+    results = out, last, kept = _results(u, A, keep)
+    forward(softplus, (u, delta, A, B, C, D, z, bias, initial), kept if keep else None, out, last)
     return results
 
 
