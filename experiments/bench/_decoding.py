@@ -1,0 +1,35 @@
+"""What the benchmarks of decoding share: one token after a context, with the state that it leaves to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from experiments.bench._measure import Work
+from experiments.bench._steps import weights
+
+S = TypeVar("S")
+ROOM = 256
+"""Tokens that are decoded at most while one case is timed."""
+CONTEXTS = (1024, 16384)
+ROWS = (1, 16)
+LAYERS = 2
+
+
+def one_token(state: S, decode: Callable[[S, Tensor], S], token: Tensor) -> Work:
+    """Decodes a token (B, 1) at each call, from the state that the call before has left."""
+    states = [state]
+
+    def work() -> None:
+        with torch.inference_mode():
+            states.append(decode(states.pop(), token))
+
+    return work
+
+
+def floor(model: nn.Module, state_bytes: float) -> dict[str, float]:
+    """Every weight is read once, and so much of states is read or written."""
+    return {"copy": 4.0 * weights(model) + state_bytes}
