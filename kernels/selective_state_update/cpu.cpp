@@ -4,7 +4,6 @@
 // of is computed before and after, for as many channels as there are lanes.
 #include "../parallel.h"
 #include "../tiles.h"
-#include "numbers.h"
 
 namespace update {
 
@@ -38,32 +37,49 @@ bool is_whole(const Problem& p) {
 
 const lanes::Exp2 exp2;
 
+// `count` <= W numbers that lie `stride` apart; the lanes from `count` on are 0, and are not stored. `whole` says that
+// they are W, side by side.
+template <bool whole, class Number>
+Lanes load(const Number* from, int64_t stride, int count) {
+    if constexpr (whole) return lanes::load(from);
+    Number numbers[W]{};
+    for (int i = 0; i < count; ++i) numbers[i] = from[i * stride];
+    return lanes::load(numbers);
+}
+
+template <bool whole, class Number>
+void store(Number* to, int64_t stride, int count, Lanes v) {
+    if constexpr (whole) return lanes::store(to, v);
+    Number numbers[W];
+    lanes::store(numbers, v);
+    for (int i = 0; i < count; ++i) to[i * stride] = numbers[i];
+}
+
 template <class Number, bool whole>
 class Update {
-    using Cell = typename Number::Cell;
     const Problem& p;
     const int64_t row, begin, end;  // of the channels
 
-    Cell* at(const States& s, int64_t channel) const {
-        return static_cast<Cell*>(s.data) + row * s.row + channel * s.channel;
+    Number* at(const States& s, int64_t channel) const {
+        return static_cast<Number*>(s.data) + row * s.row + channel * s.channel;
     }
 
     static Lanes read(const float* from, const View& view, int64_t first, int count) {
-        return numbers::load<numbers::Single, whole>(from + first * view.step, view.step, count);
+        return load<whole>(from + first * view.step, view.step, count);
     }
 
     // Advances the states of a channel; the sum over the lanes of the result is its output.
     __attribute__((always_inline)) Lanes advance(int64_t channel, int64_t group, float dt, float added) const {
         const float *A = p.A.at(row, channel, 0), *B = p.B.at(row, group, 0), *C = p.C.at(row, group, 0);
-        const Cell* from = at(p.state, channel);
-        Cell* to = at(p.next, channel);
+        const Number* from = at(p.state, channel);
+        Number* to = at(p.next, channel);
         Lanes sum{};
         for (int64_t n = 0; n < p.states; n += W) {
             const int count = static_cast<int>(std::min<int64_t>(W, p.states - n));
             const Lanes decay = lanes::exp2_product(lanes::all(dt), read(A, p.A, n, count) * lanes::LOG2E);
-            const Lanes old = numbers::load<Number, whole>(from + n * p.state.state, p.state.state, count);
+            const Lanes old = load<whole>(from + n * p.state.state, p.state.state, count);
             const Lanes h = decay * old + added * read(B, p.B, n, count);
-            numbers::store<Number, whole>(to + n * p.next.state, p.next.state, count, h);
+            store<whole>(to + n * p.next.state, p.next.state, count, h);
             sum += h * read(C, p.C, n, count);
         }
         return sum;
@@ -118,6 +134,6 @@ int run(const Problem& p) {
 // Returns 0, or 1 if there was not enough memory.
 extern "C" int selective_state_update(const update::Problem* p) {
     constexpr int (*types[])(const update::Problem&) = {
-        update::run<numbers::Single>, update::run<numbers::Brain>, update::run<numbers::Half>};
+        update::run<float>, update::run<lanes::BFloat16>, update::run<lanes::Float16>};
     return types[p->type](*p);
 }
