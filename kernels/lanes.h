@@ -255,6 +255,9 @@ inline Lanes tanh(Lanes x) {
 #endif
 }
 
+// Where a call would send what lies in registers through memory.
+#define LANES_INLINE __attribute__((always_inline)) inline
+
 #if defined(__clang__)
 #define LANES_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -273,7 +276,7 @@ inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 
 // Rows i and i + span of every 2 span rows exchange the halves of every 2 span columns that are not theirs.
 template <int span>
-inline void exchange(Lanes rows[W]) {
+LANES_INLINE void exchange(Lanes rows[W]) {
     Words low{}, high{};
     LANES_UNROLL
     for (int i = 0; i < W; ++i) {
@@ -290,7 +293,7 @@ inline void exchange(Lanes rows[W]) {
 }
 
 // Columns for rows in a square of W x W.
-inline void transpose(Lanes rows[W]) {
+LANES_INLINE void transpose(Lanes rows[W]) {
     exchange<1>(rows);
     exchange<2>(rows);
     if constexpr (W > 4) exchange<4>(rows);

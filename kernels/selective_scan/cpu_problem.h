@@ -55,7 +55,7 @@ struct Cut {
 
     explicit Cut(const Problem& p)
         : groups(std::lcm(std::max<int64_t>(1, p.groups_B), std::max<int64_t>(1, p.groups_C))), per_part(128) {
-        constexpr int ENOUGH = 16, LEAST_WINDOWS = 4, WORTH_IT = 3;  // a scan in segments takes almost twice the work
+        constexpr int ENOUGH = 8, LEAST_WINDOWS = 4, WORTH_IT = 3;  // a scan in segments takes almost twice the work
         const int64_t per_group = p.channels / groups, all_windows = (p.length + WINDOW - 1) / WINDOW;
         while (per_part > 16 && p.rows * groups * ((per_group + per_part - 1) / per_part) < ENOUGH) per_part /= 2;
         per_part = std::min(per_part, per_group);
