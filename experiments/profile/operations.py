@@ -48,8 +48,8 @@ def _bytes(value: Any) -> int:
 
 def _flops(func: Any, args: Any, kwargs: Any, results: Any) -> int:
     name = func._schema.name
-    if name in _OWN:
-        return _OWN[name](args)
+    if name in OWN:
+        return OWN[name](args)
     packet = func._overloadpacket
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=results))
@@ -111,20 +111,24 @@ def _numbers(*tensors: Tensor) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-_OWN: dict[str, Callable[[Any], int]] = {
+OWN: dict[str, Callable[[Any], int]] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     **{f"archlab::selective_scan_{backend}": lambda args: _scan(args, 1) for backend in ("cpu", "cuda", "triton")},
     **{f"archlab::selective_scan_{backend}_backward": _scan_backward for backend in ("cpu", "cuda", "triton")},
     "archlab::selective_state_update_cpu": lambda args: 9 * args[0].numel(),
     "archlab::selective_state_update_cpu_": lambda args: 9 * args[0].numel(),
+    "archlab::selective_state_update_cpu_backward": lambda args: 27 * args[2].numel(),
     "archlab::attention_cpu": _attention,
     "archlab::attention_cpu_backward": _attention_backward,
     "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
     "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
+    "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
+    "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
 }
+"""Operator -> FLOPs from its arguments, where torch has no formula."""
 
 
 def scratch(func: Any, args: Any) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import archs
 import archs.gqa
+import kernels
 from archs.contract import Tokens
+from experiments.profile import operations
 from experiments.profile import predict as prediction
 from experiments.profile import subject as subjects
 from experiments.profile.account import account
@@ -100,6 +104,30 @@ def test_flops_are_torchs_own_and_attention_counts_every_head() -> None:
     width, hidden, length = 32, 88, 64
     projections = 2 * length * (2 * width * width + 2 * width * 8 + 3 * width * hidden)
     assert found["flops"] == projections + 4 * length * length * width
+
+
+def test_operators_that_have_a_formula_exist() -> None:
+    """Else a renamed one would silently cost nothing."""
+    folder = Path(kernels.__file__).parent
+    for file in folder.glob("*/[!_]*.py"):
+        importlib.import_module(f"kernels.{file.parent.name}.{file.stem}")
+    names = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    assert operations.OWN.keys() <= names
+
+
+def test_flops_of_the_attentive_gru_are_those_of_its_products_and_its_attention() -> None:
+    rows, steps, keys, hidden, values = 2, 3, 5, 16, 32
+    gates, queries, states = (
+        torch.zeros(rows, steps, 3 * hidden),
+        torch.zeros(rows, steps, hidden),
+        torch.zeros(rows, hidden),
+    )
+    matrices = [torch.zeros(3 * hidden, values), torch.zeros(3 * hidden, hidden), torch.zeros(hidden, hidden)]
+    source = torch.zeros(rows, keys, hidden), torch.zeros(rows, keys, values), torch.zeros(hidden)
+    arguments = gates, queries, states, *matrices[:2], torch.zeros(3 * hidden), matrices[2], *source, None
+    products = 2 * sum(matrix.numel() for matrix in matrices)
+    attention = keys * (4 * hidden + 2 * values)
+    assert operations.OWN["archlab::attentive_gru_cpu"](arguments) == rows * steps * (products + attention)
 
 
 def fake(name: str, **changes: Any) -> tuple[archs.Backbone, Any]:

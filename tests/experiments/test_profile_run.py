@@ -33,7 +33,8 @@ TINY: dict[str, Any] = {
     "decode_rows": [1],
     "device": "cpu",
     "seconds": 0.0,
-    "budget": {"by": "parameters", "value": 5000},
+    "budget": {"by": "none"},
+    "arch": {"gqa": {"d_model": 16, "n_layers": 1}, "mamba": {"d_model": 16, "n_layers": 1}},
 }
 QUIET = Console(quiet=True)
 
@@ -98,10 +99,12 @@ def test_the_report_is_built_again_from_the_folder_alone(
     profiled: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, printed = profiled
-    before = {name: (out / name).read_bytes() for name in ("profile.json", "profile.csv", "report.md")}
-    for name in before:
+    known = data(out)
+    before = {name: (out / name).read_bytes() for name in ("profile.csv", "report.md")}
+    for name in (*before, "profile.json"):
         (out / name).unlink()
     assert cli.main(["report", str(out)]) == 0
+    assert data(out) == known
     assert {name: (out / name).read_bytes() for name in before} == before
     findings = [line for line in printed.splitlines() if "~ L^" in line]
     assert all(line in capsys.readouterr().out for line in findings[:1])
@@ -159,9 +162,8 @@ def test_after_a_kill_the_same_command_keeps_what_was_finished(command: Path, tm
 def test_a_memory_limit_is_real_and_the_frontier_lies_where_it_was_predicted(tmp_path: Path) -> None:
     out = tmp_path / "p"
     given = {**TINY, "contexts": ["64", "4k", "8k"], "memory_limit": "300MB", "frontier": True}
-    wide = {"d_model": 64, "n_layers": 1, "d_ff": 2**14}
-    sizes = {"budget": {"by": "none"}, "arch": {"gqa": wide}}
-    assert run.run(config.load(None, {**given, **sizes}), out, console=QUIET) == 0
+    wide = {"gqa": {"d_model": 64, "n_layers": 1, "d_ff": 2**14}}
+    assert run.run(config.load(None, {**given, "arch": wide}), out, console=QUIET) == 0
     found = {r["context"]: r for r in data(out)["rows"]}
     assert found[64]["status"] == "done"
     assert found[4096]["status"] == "oom"
