@@ -7,6 +7,7 @@ imported, and named as missing where not; nothing here depends on them.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import platform
 import time
@@ -60,19 +61,15 @@ def bench(only: Sequence[str] | None, device: str | None, out: Path, console: Co
 def table(records: Sequence[dict[str, Any]]) -> Table:
     """One line per case: times in milliseconds, memory in MiB above what was held before."""
     shown = Table(caption="floor: what the ceilings of this run allow; x: how many times longer the peer took")
-    for column in ("benchmark", "case", "floor", "ours", "of ceiling", "memory", "peers"):
-        shown.add_column(column, justify="left" if column in ("benchmark", "case", "peers") else "right")
-    for record in records:
-        share = record["share_of_ceiling"]
-        shown.add_row(
-            record["benchmark"],
-            _name(record),
-            _milliseconds(record["floor_seconds"]),
-            _milliseconds(record["seconds"]),
-            "" if share is None else f"{share:.0%}",
-            _mebibytes(record["peak_bytes"]),
-            "\n".join(_peer(name, peer) for name, peer in record["peers"].items()),
-        )
+    shown.add_column("case", min_width=20)
+    for column in ("floor", "ours", "of ceiling", "memory"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("peers", no_wrap=True)
+    for name, cases in itertools.groupby(records, key=lambda record: record["benchmark"]):
+        shown.add_section()
+        shown.add_row(f"[bold]{name}")
+        for record in cases:
+            shown.add_row(*_row(record))
     return shown
 
 
@@ -81,10 +78,22 @@ def _name(record: dict[str, Any]) -> str:
     return record["name"] if each is None else f"{record['name']}: {each:.3g} ns each"
 
 
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    share = record["share_of_ceiling"]
+    return (
+        record["name"],
+        _milliseconds(record["floor_seconds"]),
+        _milliseconds(record["seconds"]),
+        "" if share is None else f"{share:.0%}",
+        _mebibytes(record["peak_bytes"]),
+        "\n".join(_peer(name, peer) for name, peer in record["peers"].items()),
+    )
+
+
 def _peer(name: str, peer: dict[str, Any]) -> str:
     if "missing" in peer:
         return f"{name}: {peer['missing']}"
-    return f"{name}: {_milliseconds(peer['seconds'])} ms, {peer['ratio']:.2f}x, {_mebibytes(peer['peak_bytes'])} MiB"
+    return f"{peer['ratio']:.2f}x {name}, {_milliseconds(peer['seconds'])} ms, {_mebibytes(peer['peak_bytes'])} MiB"
 
 
 def _milliseconds(seconds: float | None) -> str:
