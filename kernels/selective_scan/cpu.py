@@ -157,22 +157,11 @@ def _results(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(u), last, last.new_empty((rows * windows, channels, A.shape[1]))
 
 
-def _scanned(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _scanned(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `scan`, at work."""
-    results = out, last, kept = _results(u, A, keep)
-    forward(softplus, (u, delta, A, B, C, D, z, bias, initial), kept if keep else None, out, last)
+    *tensors, softplus, keep = inputs
+    results = out, last, kept = _results(tensors[0], tensors[2], keep)
+    forward(softplus, tensors, kept if keep else None, out, last)
     return results
 
 
