@@ -75,8 +75,9 @@ def _memory(
         here = [one for one in frontiers if one.series[1:] == (mode, count) and 0 < one.predicted < MOST]
         for one in here:
             _frontier_mark(axes, one, looks[one.series[0]])
-        contexts = [row.context for found in members.values() for row in found]
-        _context_axis(axes, [*contexts, *(one.predicted for one in here)])
+        every = [row for found in members.values() for row in found]
+        reach = [*(row.context for row in every), *(one.predicted for one in here)]
+        _context_axis(axes, [row.context for row in every if not row.trial], reach)
         sizes = [row.bytes for found in members.values() for row in found if row.bytes]
         style.log_ticks(axes.yaxis, style.powers([*sizes, *([limit] if limit else [])], 2), units.size)
         axes.set_ylabel("peak memory")
@@ -142,9 +143,10 @@ def _exponents(axes: Axes, members: Mapping[str, Sequence[Row]], looks: Mapping[
                       color=looks[label].colour, fontsize=8)  # fmt: skip
 
 
-def _context_axis(axes: Axes, contexts: Sequence[int]) -> None:
+def _context_axis(axes: Axes, contexts: Sequence[int], reach: Sequence[int] = ()) -> None:
+    """Ticks at the contexts that were asked for; reach: others that are to be in view."""
     axes.set(xscale="log", yscale="log")
-    axes.set_xlim(min(contexts) / 1.2, max(contexts) * 1.9)
+    axes.set_xlim(min(contexts) / 1.2, max([*contexts, *reach]) * 1.9)
     known = sorted(set(contexts))
     style.log_ticks(axes.xaxis, known[:: -(-len(known) // 6)], _short_context)
     axes.set_xlabel("context (source + target tokens)")
