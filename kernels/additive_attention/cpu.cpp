@@ -101,23 +101,36 @@ class Forward : Row {
 
    public:
     Forward(const Problem& problem, int64_t task, Scratch& s)
-        : Row(problem, task, s), context(p.context, row, p.queries, p.width, s) {
-        context.clear();
-    }
+        : Row(problem, task, s), context(p.context, row, p.queries, p.width, s) {}
 
     void run() {
         for (int64_t t = 0; t < p.queries; ++t) {
             for (int s = 0; s < keys; ++s) terms[s] = score(t, s);
             add_up_terms();
             weigh(weights[t]);
-            for (int s = 0; s < keys; ++s)
-                for (int i = 0; real(s) && i < value.width(); ++i) context.add(t, i, weights[t][s] * value.get(s, i));
+            int i = 0;
+            for (; i + BLOCK <= value.width(); i += BLOCK) average<BLOCK>(t, i);
+            for (; i < value.width(); ++i) average<1>(t, i);
         }
         context.write();
         weights.write();
     }
 
    private:
+    static constexpr int BLOCK = 8;  // vectors of a context held in registers
+
+    template <int COUNT>
+    void average(int64_t t, int i) const {
+        Lanes sums[COUNT]{};
+        for (int s = 0; s < keys; ++s) {
+            if (!real(s)) continue;
+            LANES_UNROLL
+            for (int k = 0; k < COUNT; ++k) sums[k] += weights[t][s] * value.get(s, i + k);
+        }
+        LANES_UNROLL
+        for (int k = 0; k < COUNT; ++k) context.set(t, i + k, sums[k]);
+    }
+
     Lanes score(int64_t t, int s) const {
         Lanes sum{};
         for (int i = 0; i < key.width(); ++i) sum += v.get(0, i) * lanes::tanh(query.get(t, i) + key.get(s, i));
