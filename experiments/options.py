@@ -71,7 +71,8 @@ def _parser(**settings: Any) -> ArgumentParser:
 
 
 def _fill_folder(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=str, metavar="DIR", help="the --out of a comparison or profile, such as runs/quick")
+    shown = "the --out of a comparison or profile, such as runs/quick"
+    parser.add_argument("folder", type=str, metavar="DIR", help=shown)
 
 
 def _fill_tensorboard(parser: ArgumentParser) -> None:
