@@ -13,6 +13,12 @@ LAST = 4
 """Contexts, the longest known, that a growth exponent is fitted to: a law shows where constants no longer do."""
 
 
+def mode_of(series: Series) -> str:
+    """`decode x8`."""
+    _, mode, count = series
+    return f"{mode} x{count}" if count > 1 else mode
+
+
 def by_series(rows: Iterable[Row]) -> dict[Series, list[Row]]:
     """Rows of each series, contexts ascending."""
     found: dict[Series, list[Row]] = {}
@@ -47,8 +53,7 @@ def crossovers(rows: Iterable[Row]) -> list[str]:
         for fast, slow, ahead, behind in ((one, two, first, second), (two, one, second, first)):
             at = _overtakes(ahead, behind)
             if at is not None:
-                mode = f"{fast[1]} x{fast[2]}" if fast[2] > 1 else fast[1]
-                found.append(f"{fast[0]} overtakes {slow[0]} in {mode} at about {_round(at):,} tokens")
+                found.append(f"{fast[0]} overtakes {slow[0]} in {mode_of(fast)} at about {_round(at):,} tokens")
     return found
 
 

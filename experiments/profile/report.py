@@ -141,13 +141,8 @@ def _reach(found: Frontier) -> str:
 
 def findings(study: Study) -> list[str]:
     """Sentences: growth laws, crossovers, frontiers, agreement, states."""
-    found, rows = [], study.rows
-    for series, members in analysis.by_series(rows).items():
-        power = analysis.exponent(members)
-        if power is not None:
-            longest = max(row.context for row in members if row.bytes)
-            found.append(f"{_name(series)}: memory beyond the parameters' ~ L^{power:.1f} up to {longest:,} tokens")
-    found += analysis.crossovers(rows)
+    rows = study.rows
+    found = [*_laws(rows), *analysis.crossovers(rows)]
     found += [
         f"{_name(one.series)} fits {units.size(one.limit)} up to {_reach(one)} tokens, as predicted{_confirmed(one)}"
         for one in study.frontiers
@@ -161,10 +156,23 @@ def findings(study: Study) -> list[str]:
     return found + _states(study.plan.items)
 
 
+def _laws(rows: Sequence[Row]) -> list[str]:
+    """How memory grows: a sentence per mode."""
+    laws: dict[str, dict[str, list[str]]] = {}
+    for series, members in analysis.by_series(rows).items():
+        power = analysis.exponent(members)
+        if power is not None:
+            laws.setdefault(analysis.mode_of(series), {}).setdefault(f"L^{abs(power):.1f}", []).append(series[0])
+    return [
+        f"{mode}: memory beyond the parameters' grows as "
+        + units.listing(f"{law} ({units.listing(labels)})" for law, labels in found.items())
+        for mode, found in laws.items()
+    ]
+
+
 def _name(series: Series) -> str:
     """`mamba decode x8`."""
-    label, mode, count = series
-    return f"{label} {mode}{f' x{count}' if count > 1 else ''}"
+    return f"{series[0]} {analysis.mode_of(series)}"
 
 
 def _confirmed(found: Frontier) -> str:
