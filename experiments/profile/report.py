@@ -273,7 +273,8 @@ def _ends(rows: Sequence[Row]) -> list[str]:
     apart = [
         f"† the process's peak differs from what was tracked or predicted by more than {GAP:.0%} and "
         f"{units.size(SLACK)}, {widest}: "
-        "a loop over time also makes many nodes of the autograd graph and small blocks, which are no tensors.",
+        "probably the many nodes of the autograd graph and small blocks that a loop over time makes, which are no "
+        "tensors.",
         "",
     ]
     return [*(lines or ["Every point that was tried is done."]), "", *loops, *(apart if gaps else [])]
