@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import archs
+from archs.checkpoint import Stored, tensors
 from archs.contract import Backbone
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _LOGITS_BIAS = "final_logits_bias"
 """Marian's bias of the readout, which is a row (1, V)."""
 
@@ -120,12 +119,12 @@ def _described(folder: Path) -> Pretrained:
     return Pretrained(folder, settings["model_type"], family.arch, vocab_size, config, dtype)
 
 
-def _assign(pretrained: Pretrained, backbone: Backbone, copy: Callable[[Tensor, list[_Stored]], Any]) -> None:
+def _assign(pretrained: Pretrained, backbone: Backbone, copy: Callable[[Tensor, list[Stored]], Any]) -> None:
     """Call `copy` with each parameter and the stored tensors that make it up, once all of them are known to be there.
 
     Raises ValueError that names every weight that is missing, unknown, or of another shape.
     """
-    family, stored = _FAMILIES[pretrained.model_type], _stored(pretrained.folder)
+    family, stored = _FAMILIES[pretrained.model_type], tensors(pretrained.folder)
     parameters = dict(backbone.named_parameters())
     wanted = {name: _theirs(family, name) for name in parameters}
     used = {part for parts in wanted.values() for part in parts}
@@ -133,7 +132,7 @@ def _assign(pretrained: Pretrained, backbone: Backbone, copy: Callable[[Tensor, 
     stored = {part: stored[twin] for part in used for twin in twins[part] if twin in stored} | stored
     known = used.union(*twins.values())
     whole = [name for name in parameters if all(part in stored for part in wanted[name])]
-    shapes = {name: _joined([stored[part].shape for part in wanted[name]]) for name in whole}
+    shapes = {name: _joined([stored[part] for part in wanted[name]]) for name in whole}
     wrong = {
         "missing": used - stored.keys(),
         "unknown": {name for name in stored.keys() - known if not re.search(family.ignored, name)},
@@ -160,55 +159,15 @@ def _theirs(family: _Family, name: str) -> list[str]:
     return [f"{part}.{leaf}".format(*numbers) for part in family.names[module].split(",")]
 
 
-def _whole(parts: list[_Stored], like: Tensor) -> Tensor:
+def _whole(parts: list[Stored], like: Tensor) -> Tensor:
     return torch.cat([part.read() for part in parts]).view_as(like)
 
 
-class _Stored:
-    """A tensor in an open file."""
-
-    def __init__(self, file: Any, name: str) -> None:
-        self.file, self.name = file, name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = tuple(self.file.get_slice(self.name).get_shape())
-        return shape[1:] if self.name == _LOGITS_BIAS else shape
-
-    def read(self) -> Tensor:
-        return self.file.get_tensor(self.name)
-
-
-def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Of tensors joined by rows."""
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-
-def _stored(folder: Path) -> dict[str, _Stored]:
-    """Every tensor of a checkpoint by its name. Raises ValueError where its files are not all there and whole."""
-    found: dict[str, _Stored] = {}
-    for file in _files(folder):
-        try:
-            opened = safe_open(file, "pt")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} is no safetensors file that can be read ({error}); fetch it anew") from None
-        found |= {name: _Stored(opened, name) for name in opened.keys()}  # noqa: SIM118
-    return found
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        return [
-            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    there = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "neither"
-    raise ValueError(
-        f"{folder} holds no weights that can be read: expected {SINGLE} or {INDEX}, got {there}; "
-        f"save it with safe_serialization"
-    )
+def _joined(parts: list[Stored]) -> tuple[int, ...]:
+    """The shape of tensors joined by rows."""
+    if parts[0].name == _LOGITS_BIAS:
+        return parts[0].shape[1:]
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
 
 def _llama(c: _Settings) -> tuple[int, dict[str, Any]]:
