@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The tests of a file share what they set up.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 
 # The stamps are keyed by the content of pyproject.toml, so that a change of it, and nothing else, installs again.
 KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
@@ -21,13 +23,13 @@ smoke: $(INSTALLED)  ## the same path with tiny models, in about a minute
 	$(BIN)/archlab compare --config smoke
 
 test: $(INSTALLED_DEV)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 check: $(INSTALLED_DEV)  ## format, lint, types and tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 format: $(INSTALLED_DEV)  ## format and sort imports in place
 	$(BIN)/ruff check --fix-only .
