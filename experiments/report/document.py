@@ -79,7 +79,7 @@ def table(folder: Path) -> Table:
     study = read(folder)
     title = f"{study.experiment.name}: mean ± 95 % interval over seeds"
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
-    shown.add_column("architecture", overflow="fold")
+    shown.add_column("architecture", overflow="fold", min_width=len("architecture"))
     for name in ("trained lengths", "longest", "train tok/s", "decode tok/s", "peak memory", "state"):
         shown.add_column(name, justify="right", min_width=min(8, len(name)))
     rows = {contest.task: list(_short_rows(contest)) for contest in study.contests}

@@ -62,7 +62,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_profile_measures_predicts_and_reports(profiled: tuple[Path, str]) -> None:
     out, printed = profiled
-    assert "~ L^" in printed
+    assert "grows as L^" in printed
     assert "differ by at most 0.00%" in printed
     rows = data(out)["rows"]
     assert {(r["architecture"], r["context"]) for r in rows} == {("gqa", 16), ("gqa", 64), ("mamba", 16), ("mamba", 64)}
