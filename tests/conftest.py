@@ -18,6 +18,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 from hypothesis import settings
 
+from kernels import native
+
 Archlab = Callable[..., subprocess.CompletedProcess[str]]
 
 torch.set_num_threads(1)
@@ -25,6 +27,13 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("archlab", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("archlab")
+
+
+@pytest.fixture(autouse=True)
+def threads_for_little_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small cases of the kernels run on as many threads as large ones."""
+    if request.path.parent.name == "kernels":
+        monkeypatch.setattr(native, "_WORK_PER_THREAD", 2**14)
 
 
 @pytest.fixture(scope="session")
