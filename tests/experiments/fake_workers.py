@@ -67,7 +67,7 @@ def sleep(cell: Cell, cells: Path) -> None:
 def nap(cell: Cell, cells: Path) -> None:
     """Take long enough to be seen beside others."""
     begun = time.time()
-    time.sleep(0.6)
+    time.sleep(1)
     (cells / f"{cell.key}.span").write_text(json.dumps([begun, time.time()]))
 
 

@@ -105,10 +105,10 @@ def test_a_cell_without_a_record_of_its_own_gets_one(
 
 def test_a_cell_that_takes_too_long_is_killed_though_deaf(book: Ledger) -> None:
     begun = time.monotonic()
-    records = run(book, "sleep", "done", timeout=2)
+    records = run(book, "sleep", "done", timeout=4)
     assert time.monotonic() - begun < 30
     assert records["sleep"]["status"] == "timeout"
-    assert records["sleep"]["reason"].startswith("stopped after 2 s at step 7 of 9")
+    assert records["sleep"]["reason"].startswith("stopped after 4 s at step 7 of 9")
     assert records["done"]["status"] == "done"
     assert not alive(int((book.cells / f"{cell('sleep').key}.pid").read_text()))
 
@@ -141,7 +141,7 @@ def test_each_job_has_a_gpu_of_its_own(book: Ledger) -> None:
 
 def test_the_board_is_told_everything(book: Ledger) -> None:
     notes = Notes()
-    limits = Limits(jobs=1, threads=1, timeout=2)
+    limits = Limits(jobs=1, threads=1, timeout=4)
     Scheduler(book, limits, fake_workers.act, notes).run([cell("sleep"), cell("done")])
     assert notes.events == [("started", "sleep"), ("timeout", "sleep"), ("started", "done"), ("done", "done")]
     assert {"phase": "train", "step": 7, "steps": 9, "loss": 0.5} in notes.told
@@ -156,13 +156,16 @@ def test_a_retried_cell_keeps_its_old_record_until_there_is_a_new_one(book: Ledg
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_process(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = book.cells / f"{cell('sleep').key}.pid"
+
     def full(path: Path, data: Any) -> None:
+        wait_until(sleeper.with_suffix(".status").exists)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ledger, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         run(book, "sleep", "killed")
-    assert not alive(int((book.cells / f"{cell('sleep').key}.pid").read_text()))
+    assert not alive(int(sleeper.read_text()))
 
 
 def alive(pid: int) -> bool:
