@@ -32,6 +32,8 @@ MOST_OPERATIONS = 40_000
 """More operations than that are not tracked."""
 FOLLOWING = 1e-4
 """Seconds that following an operation costs, at most."""
+SPARE = 0.5
+"""Share of the memory limit up to which a pass may keep what it frees: blocks that do not fit the next ones add up."""
 SMALL = 0.02
 """Share of a pass's time that following may take for the pass to count as a timing."""
 
@@ -43,8 +45,10 @@ _MOST_MMAP_THRESHOLD = 32 * 2**20
 Report = Callable[[dict[str, Any]], None]
 
 
-def measured(point: Point, report: Report) -> dict[str, Any]:
+def measured(point: Point, memory_limit: int | None, report: Report) -> dict[str, Any]:
     """The record's "result" for the point's one context. report: told of what is known already.
+
+    memory_limit: bytes, see `worker.work`; where the pass comes near it, the timed ones give back what they free too.
 
     Raises UserError where a slow kernel would be measured that nobody asked for.
     """
@@ -69,7 +73,8 @@ def measured(point: Point, report: Report) -> dict[str, Any]:
     if tracked:
         result["state_bytes"] = tracked["state_bytes"]
     report({"result": result})
-    keep_freed_memory()
+    if memory_limit is None or (result["process_bytes"] or 0) < SPARE * memory_limit:
+        keep_freed_memory()
     following = FOLLOWING * tracked["operations"] if tracked else 0.0
     return result | {"speed": _speed(subject, context, elapsed if following < SMALL * elapsed else 0.0, reached)}
 

@@ -144,7 +144,7 @@ def findings(study: Study) -> list[str]:
     rows = study.rows
     found = [*_laws(rows), *analysis.crossovers(rows)]
     found += [
-        f"{_name(one.series)} fits {units.size(one.limit)} up to {_reach(one)} tokens, as predicted{_confirmed(one)}"
+        f"{_name(one.series)} is predicted to fit {units.size(one.limit)} up to {_reach(one)} tokens{_confirmed(one)}"
         for one in study.frontiers
     ]
     if worst := analysis.disagreement(rows):

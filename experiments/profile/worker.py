@@ -15,8 +15,9 @@ from experiments import endings, ledger, provenance, worker
 from experiments.profile.point import Point
 from experiments.profile.sources import digest
 
-LIBRARIES = 64 * 2**20
-"""Bytes that libraries take for themselves at first use, after a point has begun: no part of its limit."""
+LIBRARIES, STACK = 64 * 2**20, 8 * 2**20
+"""Bytes that libraries take for themselves at first use, after a point has begun, and each of their threads: no part of
+a point's limit."""
 
 
 def work(
@@ -35,7 +36,8 @@ def work(
     bounded = point.device == "cpu" and point.kind == "measured" and memory_limit is not None
     if bounded:
         _import_all()
-    with worker.limited(_held() + LIBRARIES + (memory_limit or 0) if bounded else None):
+    beside = _held() + LIBRARIES + threads * STACK
+    with worker.limited(beside + (memory_limit or 0) if bounded else None):
         record = run(point, threads, memory_limit, worker.reporter(cells / f"{point.key}.status"), Path(folder))
     ledger.write_json(cells / f"{point.key}.json", record)
     (cells / f"{point.key}.status").unlink(missing_ok=True)
@@ -127,4 +129,4 @@ def _compute(
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit / whole))
     if point.kind == "traced":
         return {"environment": environment, "result": {"trace": trace(point, folder)}, "ran": kernels.ran()}
-    return {"environment": environment, "result": measured(point, report), "ran": kernels.ran()}
+    return {"environment": environment, "result": measured(point, memory_limit, report), "ran": kernels.ran()}

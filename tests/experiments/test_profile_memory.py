@@ -49,7 +49,7 @@ def test_prediction_agrees_with_the_tracked_measurement(arch: str, mode: str, mo
     monkeypatch.setattr(prediction, "FITTED", ((48, 64, 80, 96),))
     context = 160 if arch == "seq2seq" else 1024
     given = small(arch, mode, context, rows=2)
-    (predicted,), result = predict(given), measured(given, lambda told: None)
+    (predicted,), result = predict(given), measured(given, None, lambda told: None)
     tracked = result["tracked"]
     assert arch == "seq2seq" or not predicted["extrapolated"]
     for name in ("peak_bytes", "needed_bytes", "flops", "moved_bytes"):
@@ -62,7 +62,7 @@ def test_prediction_agrees_with_the_tracked_measurement(arch: str, mode: str, mo
 @pytest.mark.parametrize("arch", ["transformer", "gqa", "mamba"])
 def test_the_process_needs_what_was_tracked(arch: str) -> None:
     given = point(2048, label=arch, arch=arch, arch_config={"d_model": 64, "n_layers": 1}, mode="prefill", rows=32)
-    result = measured(given, lambda told: None)
+    result = measured(given, None, lambda told: None)
     if result["process_bytes"] is None:
         pytest.skip("the system does not tell a process's peak")
     assert abs(result["process_bytes"] - result["tracked"]["peak_bytes"]) <= 0.1 * result["process_bytes"] + 64 * MIB

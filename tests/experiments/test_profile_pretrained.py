@@ -35,7 +35,7 @@ def test_a_checkpoint_is_profiled_as_what_it_is(folder: Path) -> None:
     profile = config.load(None, given)
     (item,) = plan.items(profile)
     (point,) = plan.measurements(profile, [item])
-    result = measured(point, lambda told: None)
+    result = measured(point, None, lambda told: None)
     assert (item.label, item.arch, item.dtype) == ("tiny-llama", "gqa", "bfloat16")
     assert result["parameters"] == item.parameters == 2 * 64 * 32 + 32 + 2 * (2 * 32 + 3 * 32 * 32 + 3 * 32 * 48)
     assert result["state_bytes"] == 16 * 2 * 2 * 2 * 8 * 2 + 8  # and the int64 length of the row
