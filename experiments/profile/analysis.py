@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.profile.rows import Row, Series
 from experiments.report.stats import growth
 
+Speeds = Mapping[int, Mapping[str, float]]
+"""Context -> tokens per second, "median" and quartiles, "low" and "high"."""
 LAST = 4
 """Contexts, the longest known, that a growth exponent is fitted to: a law shows where constants no longer do."""
 
@@ -42,10 +44,14 @@ def _beyond(row: Row) -> int:
 
 
 def crossovers(rows: Iterable[Row]) -> list[str]:
-    """`mamba overtakes gqa in decode at 6,100 tokens`: where one measured speed comes to exceed another's for good."""
+    """`mamba overtakes gqa in decode at 6,100 tokens`: where one measured speed comes to exceed another's for good.
+
+    Only of two whose quartiles are apart, the other way round, at some context before and at the last.
+    """
     found = []
     speeds = {
-        series: {row.context: row.speed for row in members if row.speed} for series, members in by_series(rows).items()
+        series: {row.context: row.measured["speed"] for row in members if row.speed}
+        for series, members in by_series(rows).items()
     }
     for (one, first), (two, second) in itertools.combinations(speeds.items(), 2):
         if one[1:] != two[1:]:
@@ -57,13 +63,15 @@ def crossovers(rows: Iterable[Row]) -> list[str]:
     return found
 
 
-def _overtakes(ahead: dict[int, float], behind: dict[int, float]) -> float | None:
+def _overtakes(ahead: Speeds, behind: Speeds) -> float | None:
     """The context from which `ahead` stays ahead, having been behind; interpolated on logarithms."""
     shared = sorted(ahead.keys() & behind.keys())
-    ratios = [math.log(ahead[context] / behind[context]) for context in shared]
-    last = next((i for i in reversed(range(len(ratios))) if ratios[i] <= 0), None)
-    if last is None or last == len(ratios) - 1:
+    if not shared or ahead[shared[-1]]["low"] <= behind[shared[-1]]["high"]:
         return None
+    if not any(ahead[context]["high"] < behind[context]["low"] for context in shared):
+        return None
+    ratios = [math.log(ahead[context]["median"] / behind[context]["median"]) for context in shared]
+    last = max(i for i, ratio in enumerate(ratios) if ratio <= 0)
     low, high = math.log(shared[last]), math.log(shared[last + 1])
     return math.exp(low + (high - low) * -ratios[last] / (ratios[last + 1] - ratios[last]))
 

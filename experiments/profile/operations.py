@@ -123,6 +123,7 @@ OWN: dict[str, Callable[[Any], int]] = {
     "archlab::attention_cpu_backward": _attention_backward,
     "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
     "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
+    "archlab::causal_conv1d_update_cpu_": lambda args: _convolution((args[0], args[2]), 1),
     "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
     "archlab::attentive_gru_cpu": _attentive_gru,

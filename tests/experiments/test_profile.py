@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,10 @@ def test_a_crossover_is_named_once_and_only_where_it_lasts() -> None:
     assert sentence == "mamba overtakes gqa in prefill at about 1,400 tokens"
     assert analysis.crossovers(falling) == []
     assert analysis.crossovers([*falling[:1], *steady[:1]]) == []
+    for noisy in (steady[0], steady[-1]):
+        spread = {"median": 2.0**9.5, "low": 2.0**5, "high": 2.0**15}
+        blurred = [replace(one, measured={"speed": spread}) if one is noisy else one for one in steady]
+        assert len(analysis.crossovers([*falling, *blurred])) == (noisy is steady[0])
 
 
 def test_disagreement_names_the_worst() -> None:
