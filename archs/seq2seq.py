@@ -101,8 +101,20 @@ def recur(rnn: nn.GRU | nn.LSTM, inputs: Tensor, hidden: Any = None) -> tuple[Te
     """The stack in its weights' own dtype: under CUDA autocast cuDNN's would be float16, whatever was asked for."""
     device = inputs.device.type
     with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
-        dtype = next(rnn.parameters()).dtype
-        return rnn(inputs.to(dtype), hidden)
+        inputs = inputs.to(next(rnn.parameters()).dtype)
+        return _recur_gru(rnn, inputs, hidden) if isinstance(rnn, nn.GRU) else rnn(inputs, hidden)
+
+
+def _recur_gru(rnn: nn.GRU, x: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the module computes, by our operation."""
+    lasts = []
+    for layer, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(rnn.all_weights):
+        if layer:
+            x = F.dropout(x, rnn.dropout, rnn.training)
+        start = None if hidden is None else hidden[layer]
+        x, last = kernels.gru(x, weight_ih, weight_hh, bias_ih, bias_hh, start)
+        lasts.append(last)
+    return x, torch.stack(lasts)
 
 
 def run(rnn: nn.GRU | nn.LSTM, inputs: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:

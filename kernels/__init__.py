@@ -17,6 +17,7 @@ from kernels.attentive_gru import attentive_gru
 from kernels.causal_conv1d import causal_conv1d
 from kernels.causal_conv1d_update import causal_conv1d_update_
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
+from kernels.gru import gru
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
@@ -32,6 +33,7 @@ __all__ = [
     "causal_conv1d_update_",
     "fallbacks",
     "forget",
+    "gru",
     "operations",
     "ran",
     "rms_norm",

@@ -107,6 +107,11 @@ def _attentive_gru_backward(args: Any) -> int:
     return 2 * outputs.shape[0] * outputs.shape[1] * products + _additive((queries, keys, values), 2)
 
 
+def _gru(states: Tensor, weight: Tensor) -> int:
+    """A product per step; those of the inputs, and of the weights' gradients, are torch's."""
+    return 2 * states.shape[0] * states.shape[1] * weight.numel()
+
+
 def _numbers(*tensors: Tensor) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
@@ -128,6 +133,8 @@ OWN: dict[str, Callable[[Any], int]] = {
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
+    "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),
+    "archlab::gru_cpu_backward": lambda args: _gru(args[0], args[4]),
 }
 """Operator -> FLOPs from its arguments, where torch has no formula."""
 
@@ -142,5 +149,6 @@ _SCRATCH: dict[str, Callable[[Any], int]] = {
     # Transposed weights; the states before each step, and the queries made from them.
     "archlab::attentive_gru_cpu": lambda args: _bytes([args[3], args[4], args[6]]),
     "archlab::attentive_gru_cpu_backward": lambda args: _bytes([args[0], args[6]]),
+    "archlab::gru_cpu": lambda args: _bytes([args[2]]),
 }
 """Operator -> bytes from its arguments: what our kernels hold within."""
