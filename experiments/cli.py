@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0 every cell ended, 1 some failed (or the doctor found something required broken), 2 the user's mistake, told in
-    one sentence on stderr, 130 interrupted.
+    0 every cell ended, 1 some failed (or the doctor found something required broken, or a published behaviour does
+    not hold), 2 the user's mistake, told in one sentence on stderr, 130 interrupted.
     """
     try:
         command, given = options.parse(list(sys.argv[1:] if argv is None else argv))
@@ -109,6 +109,13 @@ def bench(given: dict[str, Any]) -> int:
     return run(given.get("only"), given.get("device"), Path(given.get("out") or "runs/bench.json"), console())
 
 
+def verify(given: dict[str, Any]) -> int:
+    """Reproduce published behaviours; 1 where one does not hold."""
+    from experiments.verify import verify as run
+
+    return run(given.get("only"), Path(given.get("out") or "runs/verify"), console())
+
+
 def profile(given: dict[str, Any]) -> int:
     """Run or continue a profile; the exit status is its own."""
     from experiments.profile import config as profiles
@@ -127,6 +134,7 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "report": report,
     "tensorboard": tensorboard,
     "bench": bench,
+    "verify": verify,
     "list": show_list,
     "doctor": examine,
 }

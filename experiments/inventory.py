@@ -35,6 +35,9 @@ def sections() -> dict[str, dict[str, str]]:
         },
         "Tasks (--tasks)": {name: first_line(_HERE / "tasks" / f"{name}.py") for name in tasks.names()},
         "Kernel backends": {f"{op}/{name}": why or "runs" for op, name, why in backends()},
+        "Published behaviours (verify --only)": {
+            path.stem: first_line(path) for path in sorted((_HERE / "verify").glob("[!_]*.py"))
+        },
         "Presets (--config)": {path.stem: _first_sentence(path) for path in sorted(config.PRESETS.glob("*.yaml"))},
     }
 

@@ -56,6 +56,7 @@ def build_parser(command: str | None = None) -> ArgumentParser:
         "report": (_fill_folder, "build the report of a folder again"),
         "tensorboard": (_fill_tensorboard, "open the curves of a folder, on this machine only"),
         "bench": (_fill_bench, "kernels against their peers and this machine's measured ceilings"),
+        "verify": (_fill_verify, "published behaviours, reproduced here and held to their tolerances"),
         "list": (None, "architectures, tasks, kernels and presets"),
         "doctor": (None, "what runs here, and the one command that mends each miss"),
     }.items():
@@ -84,6 +85,11 @@ def _fill_bench(parser: ArgumentParser) -> None:
     parser.add_argument("--only", type=CommaList(str), metavar="A,B", help="these benchmarks, by default all")
     parser.add_argument("--device", type=str, help="cpu, the default, or cuda")
     parser.add_argument("--out", type=str, metavar="FILE", help="the JSON file, by default runs/bench.json")
+
+
+def _fill_verify(parser: ArgumentParser) -> None:
+    parser.add_argument("--only", type=CommaList(str), metavar="A,B", help="these behaviours, by default all")
+    parser.add_argument("--out", type=str, metavar="DIR", help="where it is recorded, by default runs/verify")
 
 
 def _fill_profile(parser: ArgumentParser) -> None:

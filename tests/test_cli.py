@@ -39,12 +39,13 @@ PROFILE = """
         ("bench", ["--help", "--only", "--device", "--out"]),
         ("list", ["--help"]),
         ("doctor", ["--help"]),
+        ("verify", ["--help", "--only", "--out"]),
     ],
 )
 def test_the_surface_is_frozen(command: str, surface: list[str]) -> None:
     """Options are a promise: adding or renaming one changes this list, knowingly."""
     assert options.option_names(options.commands(options.build_parser(command))[command]) == surface
-    assert list(cli.COMMANDS) == ["compare", "profile", "report", "tensorboard", "bench", "list", "doctor"]
+    assert list(cli.COMMANDS) == ["compare", "profile", "report", "tensorboard", "bench", "verify", "list", "doctor"]
 
 
 def test_help_is_fast_and_light(archlab: Archlab) -> None:

@@ -8,18 +8,22 @@ degree two in the context, found from four short contexts, one of which checks i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import archs
 import kernels
+from archs.contract import Tokens
 from experiments.profile.account import account
 from experiments.profile.cards import CARDS, Card
+from experiments.profile.models import Model
 from experiments.profile.point import Point
-from experiments.profile.subject import Subject, build, warm_up
+from experiments.profile.subject import Subject, build, cast, warm_up
 
 PROBES = (16, 24)
 """Two contexts at which the numbers of operations tell whether there is a loop over time."""
@@ -57,6 +61,13 @@ def predict(point: Point) -> list[dict[str, Any]]:
     """What each context of a point takes."""
     with predictor(point) as at:
         return [at(context) for context in point.contexts]
+
+
+def state_bytes(model: Model, contexts: Sequence[int]) -> list[int]:
+    """Bytes of one sequence's state after each context."""
+    with FakeTensorMode(), torch.inference_mode():
+        backbone = cast(archs.build(model.arch, model.vocab_size, **model.config), getattr(torch, model.dtype))
+        return [backbone.encode(Tokens(torch.zeros(1, length, dtype=torch.int64))).nbytes for length in contexts]
 
 
 def _extrapolated(known: dict[int, dict[str, Any]], context: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from experiments.profile.account import account
 from experiments.profile.measure import measured
 from experiments.profile.models import MODELS, mamba_ssm_state_bytes
 from experiments.profile.point import Point
-from experiments.profile.predict import predict, predictor
+from experiments.profile.predict import predict, predictor, state_bytes
 from experiments.profile.tracker import CATEGORIES, Tracker
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -130,26 +130,24 @@ def test_flops_of_the_attentive_gru_are_those_of_its_products_and_its_attention(
     assert operations.OWN["archlab::attentive_gru_cpu"](arguments) == rows * steps * (products + attention)
 
 
-def fake(name: str, **changes: Any) -> tuple[archs.Backbone, Any]:
+def fake(name: str) -> archs.Backbone:
     """A published model of fake tensors in its dtype."""
     model = MODELS[name]
-    given = point(label=name, arch=model.arch, arch_config={**model.config, **changes}, vocab_size=model.vocab_size)
-    given = dataclasses.replace(given, dtype=model.dtype, mode="prefill")
-    with FakeTensorMode() as mode:
-        return subjects.build(given).backbone, mode
+    given = point(label=name, arch=model.arch, arch_config=model.config, vocab_size=model.vocab_size, dtype=model.dtype)
+    with FakeTensorMode():
+        return subjects.build(dataclasses.replace(given, mode="prefill")).backbone
 
 
 def state(name: str, context: int, **changes: Any) -> int:
     """Bytes of one row's state after a context."""
-    backbone, mode = fake(name, **changes)
-    with mode, torch.inference_mode():
-        return backbone.encode(Tokens(torch.zeros(1, context, dtype=torch.int64))).nbytes
+    model = dataclasses.replace(MODELS[name], config={**MODELS[name].config, **changes})
+    return state_bytes(model, (context,))[0]
 
 
 @pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.parameters))
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
     """Within 0.1 %; the paper of the transformer rounds, and does not say its vocabulary exactly."""
-    count = sum(parameter.numel() for parameter in fake(name)[0].parameters())
+    count = sum(parameter.numel() for parameter in fake(name).parameters())
     published = MODELS[name].parameters
     assert published is not None
     assert abs(count / published - 1) <= (0.03 if name.startswith("transformer") else 0.001)
