@@ -29,6 +29,7 @@ from archs.attention import (
     reserve,
 )
 from archs.contract import Backbone, Lease, Tokens, check_config, usable_room
+from archs.norm import RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +159,6 @@ class Attention(nn.Module):
         """Attention of the queries, back to (B, T, D)."""
         heads = attend(query, keys, values, mask, self.config.dropout if self.training else 0.0)
         return self.out(rearrange(heads, "b h t e -> b t (h e)"))
-
-
-class RMSNorm(nn.RMSNorm):
-    """Normalisation by the root of the mean square (Zhang & Sennrich 2019)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.eps is not None
-        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):

@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 import kernels
 from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
+from archs.norm import RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class Mixer(nn.Module):
 
         At pads the convolution reads zeros and dt is 0 (softplus of -inf): then the state passes unchanged.
         """
-        x, gate = rearrange(self.project_in(x), "b l (two c) -> two b c l", two=2)
+        x, gate = (half.mT for half in self.project_in(x).chunk(2, -1))  # (B, channels, L), channels side by side
         if mask is not None:
             x = x.masked_fill(~mask[:, None], 0.0)
         x, columns = self._convolve(x, state.columns)
@@ -210,7 +210,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = Mixer(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -233,7 +233,7 @@ class Mamba(Backbone[MambaState]):
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.readout = nn.Linear(config.d_model, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         if config.tied_embeddings:

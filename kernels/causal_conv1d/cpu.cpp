@@ -1,7 +1,8 @@
 // The causal convolution in float32 on the CPU, forward and backward, behind a plain C interface.
 //
 // Lanes are channels. `columns` are what the filter reads: the initial states, then x. Column c is step
-// c - (width - 1).
+// c - (width - 1). Where the channels of a step lie side by side, all of a part are read before the next steps are, as
+// memory has them; else W channels make a part, read many steps at a time, so that lines of memory are used whole.
 #include "../sums.h"
 #include "../tiles.h"
 
@@ -12,136 +13,245 @@ using lanes::W;
 using parallel::Scratch;
 using tiles::View;
 
-constexpr int WINDOW = 64;  // steps at a time
-
 // The arguments and results, mirrored field by field in cpu.py. Absent ones have no data.
 struct Problem {
-    int64_t rows, channels, length, width, threads, silu;
+    int64_t rows, channels, length, width, segments, threads, silu;
     View x, weight, bias, initial;
     View out;
-    View dout, dx, dweight, dbias, dinitial;
+    View dout, dx, dweight, dbias, dinitial;  // dweight and dbias: of each segment of each row
+
+    bool side_by_side() const { return x.channel == 1; }
+    int window() const { return side_by_side() ? 16 : 64; }      // steps at a time
+    int64_t part() const { return side_by_side() ? 256 : W; }   // channels of a task
+    int64_t parts() const { return (channels + part() - 1) / part(); }
+    int64_t segment() const { return (length + segments - 1) / segments; }  // steps of a task
 };
 
-// W channels of one row.
-class Block {
-   protected:
-    const Problem& p;
-    const int width, history;
-    const int64_t row, channel;
-    Lanes *weight, *columns, *y;  // [tap], [history + step], [step]
-    Lanes bias{};
-    const lanes::Exp2 exp2{};
+// W channels of a few steps: where they lie if that is side by side, else in a tile.
+class Rows {
+    float* data;
+    int64_t stride;
 
-    tiles::Window window(int64_t step, int64_t steps) const {
-        return {row, channel, p.channels, step, steps};
-    }
-
-    // The columns from `first` on, as many as `count` steps need.
-    void read_columns(int64_t first, int count) {
-        const int given = static_cast<int>(std::max<int64_t>(0, history - first));  // columns before the first step
-        if (given > 0) tiles::load_or_zero(columns, p.initial, window(first, given));
-        tiles::load(columns + given, p.x, window(first + given - history, history - given + count));
-    }
-
-    void convolve(int steps) {
-        for (int t = 0; t < steps; ++t) {
-            y[t] = bias;
-            for (int k = 0; k < width; ++k) y[t] += weight[k] * columns[t + k];
-        }
-    }
+    Rows(float* data, int64_t stride) : data(data), stride(stride) {}
+    static bool in_place(const View& view, const tiles::Window& w) { return view.channel == 1 && w.width == W; }
 
    public:
-    static int64_t blocks(const Problem& p) { return (p.channels + W - 1) / W; }
-    static int64_t tasks(const Problem& p) { return p.rows * blocks(p); }
+    static Rows of(Lanes* tile) { return {reinterpret_cast<float*>(tile), W}; }
 
-    Block(const Problem& problem, int64_t task, Scratch& scratch)
-        : p(problem), width(static_cast<int>(p.width)), history(width - 1), row(task / blocks(p)),
-          channel(task % blocks(p) * W), weight(scratch.take(width)), columns(scratch.take(history + WINDOW)),
-          y(scratch.take(WINDOW)) {
-        tiles::load(weight, p.weight, window(0, width));
-        tiles::load_or_zero(&bias, p.bias, window(0, 1));
+    static Rows read(const View& view, const tiles::Window& w, Lanes* tile) {
+        if (!in_place(view, w)) tiles::load(tile, view, w);
+        return open(view, w, tile);
+    }
+
+    // To be written, then closed.
+    static Rows open(const View& view, const tiles::Window& w, Lanes* tile) {
+        return in_place(view, w) ? Rows(view.at(w.row, w.channel, w.step), view.step) : of(tile);
+    }
+    static void close(const View& view, const tiles::Window& w, const Lanes* tile) {
+        if (!in_place(view, w)) tiles::store(tile, view, w);
+    }
+
+    Lanes operator[](int64_t t) const { return lanes::load(data + t * stride); }
+    void set(int64_t t, Lanes value) const { lanes::store(data + t * stride, value); }
+};
+
+// The taps of W channels, copied to where the compiler can keep them in registers if it knows how many (else fixed = 0).
+template <int fixed>
+class Filter {
+    Lanes own[fixed ? fixed : 1];
+    const Lanes* given;
+
+   public:
+    const int width;
+    const Lanes bias;
+
+    Filter(const Lanes* taps, int count) : given(taps), width(fixed ? fixed : count), bias(taps[count]) {
+        for (int k = 0; k < fixed; ++k) own[k] = taps[k];
+    }
+    Lanes operator[](int k) const { return fixed ? own[k] : given[k]; }
+
+    // Of what begins at `from`, the taps going up or down.
+    template <class Columns>
+    Lanes up(Lanes sum, const Columns& columns, int from) const {
+        LANES_UNROLL
+        for (int k = 0; k < width; ++k) sum += (*this)[k] * columns[from + k];
+        return sum;
+    }
+    Lanes down(const Lanes* g, int from) const {
+        Lanes sum{};
+        LANES_UNROLL
+        for (int k = 0; k < width; ++k) sum += (*this)[k] * g[from + width - 1 - k];
+        return sum;
     }
 };
 
-struct Forward : Block {
-    using Block::Block;
+// The channels [first, last) of one row over the steps [begin, end).
+class Pass {
+   protected:
+    const Problem& p;
+    const int width, history, most;  // the most steps at a time
+    const int64_t row, segment, begin, end, first, last;
+    Lanes *filters, *columns, *tile;  // [block][tap, then the bias], [history + step], [step]
+    const lanes::Exp2 exp2{};
 
-    void run() {
-        for (int64_t first = 0; first < p.length; first += WINDOW) {
-            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
-            read_columns(first, steps);
-            convolve(steps);
-            for (int t = 0; p.silu && t < steps; ++t) y[t] *= lanes::sigmoid(exp2, y[t]);
-            tiles::store(y, p.out, window(first, steps));
+    Pass(const Problem& problem, int64_t task, Scratch& scratch)
+        : p(problem), width(static_cast<int>(p.width)), history(width - 1), most(std::max(p.window(), history)),
+          row(task / p.parts() / p.segments), segment(task / p.parts() % p.segments), begin(segment * p.segment()),
+          end(std::min(begin + p.segment(), p.length)), first(task % p.parts() * p.part()),
+          last(std::min(first + p.part(), p.channels)), filters(scratch.take(most_blocks() * (width + 1))),
+          columns(scratch.take(history + most)), tile(scratch.take(most)) {
+        for (int block = 0; block < blocks(); ++block) {
+            Lanes* filter = filters + block * (width + 1);
+            tiles::load(filter, p.weight, window(block, 0, width));
+            tiles::load_or_zero(filter + width, p.bias, window(block, 0, 1));
         }
+    }
+
+    int blocks() const { return static_cast<int>((last - first + W - 1) / W); }
+    int most_blocks() const { return static_cast<int>(p.part() / W); }
+    int steps_from(int64_t step) const { return static_cast<int>(std::min<int64_t>(p.window(), end - step)); }
+
+    tiles::Window window(int block, int64_t step, int64_t steps) const {
+        return {row, first + block * W, last, step, steps};
+    }
+
+    template <int fixed>
+    Filter<fixed> filter(int block) const {
+        return {filters + block * (width + 1), width};
+    }
+
+    // What the filter reads in these steps.
+    Rows read_columns(int block, int64_t step, int steps) const {
+        const int given = static_cast<int>(std::max<int64_t>(0, history - step));  // columns before the first step
+        const auto rest = window(block, step + given - history, history - given + steps);
+        if (given == 0) return Rows::read(p.x, rest, columns);
+        tiles::load_or_zero(columns, p.initial, window(block, step, given));
+        tiles::load(columns + given, p.x, rest);
+        return Rows::of(columns);
+    }
+};
+
+struct Forward : Pass {
+    Forward(const Problem& problem, int64_t task, Scratch& scratch) : Pass(problem, task, scratch) {}
+
+    template <int fixed>
+    void run() {
+        for (int64_t step = begin; step < end; step += p.window())
+            for (int block = 0; block < blocks(); ++block) run_window(filter<fixed>(block), block, step, steps_from(step));
+    }
+
+   private:
+    template <int fixed>
+    void run_window(const Filter<fixed>& filter, int block, int64_t step, int steps) {
+        const auto window = Pass::window(block, step, steps);
+        const Rows read = read_columns(block, step, steps), out = Rows::open(p.out, window, tile);
+        for (int t = 0; t < steps; ++t) {
+            const Lanes y = filter.up(filter.bias, read, t);
+            out.set(t, p.silu ? y * lanes::sigmoid(exp2, y) : y);
+        }
+        Rows::close(p.out, window, tile);
     }
 };
 
 // From the last window to the first. The gradient of column c is the sum over taps k of weight_k g_{c-k}, where g_t is
-// the gradient of y_t: of a window's own columns all but the first `history` are complete once it is read.
-class Backward : public Block {
-    Lanes *g, *dx;  // [step + history]: beyond the window, what comes after it; [step]
-    sums::TimeSums dweight, dbias;
+// the gradient of y_t, what the filter gave: it takes those of the `history` steps behind a window as well.
+class Backward : public Pass {
+    Lanes *g, *behind;  // [step + history] of a window; [block][step]
+    sums::TimeSums sums;
 
    public:
     Backward(const Problem& problem, int64_t task, Scratch& scratch)
-        : Block(problem, task, scratch), g(scratch.take(WINDOW + 2 * width)), dx(scratch.take(WINDOW + width)),
-          dweight(1, width, scratch), dbias(1, 1, scratch) {}
+        : Pass(problem, task, scratch), g(scratch.take(most + history)), behind(scratch.take(most_blocks() * history)),
+          sums(most_blocks(), width + 1, scratch) {}
 
+    template <int fixed>
     void run() {
-        std::fill_n(g, WINDOW + 2 * width, Lanes{});
-        for (int64_t first = (p.length - 1) / WINDOW * WINDOW; first >= 0; first -= WINDOW)
-            run_window(first, static_cast<int>(std::min<int64_t>(WINDOW, p.length - first)));
-        if (p.dinitial && history > 0) {
-            std::copy_backward(g, g + history, g + 2 * history);
-            std::fill_n(g, history, Lanes{});
-            gather(history);
-            tiles::store(dx, p.dinitial, window(0, history));
-        }
-        tiles::store(dweight.total(0), p.dweight, window(0, width));
-        if (p.dbias) tiles::store(dbias.total(0), p.dbias, window(0, 1));
+        for (int block = 0; block < blocks(); ++block) look_behind(filter<fixed>(block), block);
+        for (int64_t step = begin + (end - 1 - begin) / p.window() * p.window(); step >= begin; step -= p.window())
+            for (int block = 0; block < blocks(); ++block) run_window(filter<fixed>(block), block, step, steps_from(step));
+        for (int block = 0; block < blocks(); ++block) finish(filter<fixed>(block), block);
     }
 
    private:
-    void run_window(int64_t first, int steps) {
-        read_columns(first, steps);
-        convolve(steps);
-        std::copy_backward(g, g + history, g + steps + history);
-        tiles::load(g, p.dout, window(first, steps));
-        if (p.silu)
-            for (int t = 0; t < steps; ++t) {
-                const Lanes s = lanes::sigmoid(exp2, y[t]);
-                g[t] *= s * (1.0f + y[t] * (1.0f - s));
-            }
-        for (int t = 0; t < steps; ++t) {
-            for (int k = 0; k < width; ++k) dweight[k] += g[t] * columns[t + k];
-            dbias[0] += g[t];
-            if (t % sums::FOLD == sums::FOLD - 1 || t == steps - 1) {
-                dweight.fold(0);
-                dbias.fold(0);
-            }
-        }
-        gather(steps);
-        tiles::store(dx, p.dx, window(first, steps));
+    template <int fixed>
+    void look_behind(const Filter<fixed>& filter, int block) {
+        const int steps = static_cast<int>(std::min<int64_t>(history, p.length - end));
+        std::fill_n(g, history, Lanes{});
+        if (steps > 0) differentiate(filter, read_columns(block, end, steps), block, end, steps);
+        std::copy_n(g, history, behind + block * history);
     }
 
-    // dx_t = sum_k weight_k g_{t + history - k}
-    void gather(int steps) {
+    template <int fixed>
+    void run_window(const Filter<fixed>& filter, int block, int64_t step, int steps) {
+        const Rows read = read_columns(block, step, steps);
+        std::copy_n(behind + block * history, history, g + steps);
+        differentiate(filter, read, block, step, steps);
+        std::copy_n(g, history, behind + block * history);
+        for (int from = 0; from < steps; from += sums::FOLD) add_up(read, block, from, std::min(from + sums::FOLD, steps));
+        gather(filter, p.dx, window(block, step, steps));
+    }
+
+    // The gradients of y in these steps, from those of out.
+    template <int fixed>
+    void differentiate(const Filter<fixed>& filter, const Rows& read, int block, int64_t step, int steps) {
+        const Rows dout = Rows::read(p.dout, window(block, step, steps), tile);
         for (int t = 0; t < steps; ++t) {
-            dx[t] = Lanes{};
-            for (int k = 0; k < width; ++k) dx[t] += weight[k] * g[t + history - k];
+            g[t] = dout[t];
+            if (!p.silu) continue;
+            const Lanes y = filter.up(filter.bias, read, t), s = lanes::sigmoid(exp2, y);
+            g[t] *= s * (1.0f + y * (1.0f - s));
         }
+    }
+
+    void add_up(const Rows& read, int block, int from, int to) {
+        for (int t = from; t < to; ++t) sums[width] += g[t];
+        for (int k = 0; k < width; ++k) {
+            Lanes sum{};
+            for (int t = from; t < to; ++t) sum += g[t] * read[t + k];
+            sums[k] = sum;
+        }
+        sums.fold(block);
+    }
+
+    // The gradients of the columns that are the window's steps.
+    template <int fixed>
+    void gather(const Filter<fixed>& filter, const View& to, const tiles::Window& window) {
+        const Rows rows = Rows::open(to, window, tile);
+        for (int t = 0; t < window.steps; ++t) rows.set(t, filter.down(g, t));
+        Rows::close(to, window, tile);
+    }
+
+    template <int fixed>
+    void finish(const Filter<fixed>& filter, int block) {
+        if (p.dinitial && begin == 0) {
+            std::fill_n(g, history, Lanes{});
+            std::copy_n(behind + block * history, history, g + history);
+            gather(filter, p.dinitial, window(block, 0, history));
+        }
+        auto place = window(block, 0, width);
+        place.row = row * p.segments + segment;
+        tiles::store(sums.total(block), p.dweight, place);
+        place.steps = 1;
+        if (p.dbias) tiles::store(sums.total(block) + width, p.dbias, place);
     }
 };
 
 template <class Pass>
-int run(const Problem& p) {
-    const auto work = [&](int64_t task, Scratch& scratch) { Pass(p, task, scratch).run(); };
-    return parallel::run(Pass::tasks(p), p.threads, work) ? 0 : 1;
+void run(Pass pass, int64_t width) {
+    if (width == 4) pass.template run<4>();
+    else if (width == 3) pass.template run<3>();
+    else if (width == 2) pass.template run<2>();
+    else pass.template run<0>();
+}
+
+template <class Pass>
+int solve(const Problem& p) {
+    const auto work = [&](int64_t task, Scratch& scratch) { run(Pass(p, task, scratch), p.width); };
+    return parallel::run(p.rows * p.segments * p.parts(), p.threads, work) ? 0 : 1;
 }
 
 }  // namespace conv
 
 // Both return 0, or 1 if there was not enough memory.
-extern "C" int causal_conv1d_forward(const conv::Problem* p) { return conv::run<conv::Forward>(*p); }
-extern "C" int causal_conv1d_backward(const conv::Problem* p) { return conv::run<conv::Backward>(*p); }
+extern "C" int causal_conv1d_forward(const conv::Problem* p) { return conv::solve<conv::Forward>(*p); }
+extern "C" int causal_conv1d_backward(const conv::Problem* p) { return conv::solve<conv::Backward>(*p); }

@@ -19,6 +19,7 @@ from kernels import build, native
 RANK = 20
 FALLBACK = False
 
+_MOST_TASKS, _LEAST_STEPS = 64, 256  # of pieces of time that are computed side by side
 _VIEWS = ("x", "weight", "bias", "initial", "out", "dout", "dx", "dweight", "dbias", "dinitial")
 
 
@@ -46,12 +47,17 @@ def causal_conv1d(
     return out.to(x.dtype), columns[:, :, columns.shape[2] - history :].clone()
 
 
+def _segments(x: Tensor) -> int:
+    """Into how many pieces of time a row is cut: a matter of its shape alone, as sums over time are."""
+    return max(1, min(_MOST_TASKS // len(x), x.shape[2] // _LEAST_STEPS))
+
+
 def _solve(function: str, silu: bool, **tensors: Tensor | None) -> None:
     x, weight = tensors["x"], tensors["weight"]
     assert x is not None
     assert weight is not None
     width = weight.shape[1]
-    problem = [*x.shape, width, native.threads(x.numel() * (width + 8)), silu]
+    problem = [*x.shape, width, _segments(x), native.threads(x.numel() * (width + 8)), silu]
     for name in _VIEWS:
         problem += native.numbers(tensors.get(name), 3)
     native.call(library(), function, problem)
@@ -91,11 +97,11 @@ def _gradients(
 def _rooms(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Where the gradients are gathered; what the rows share, per row."""
-    rows, channels, _ = x.shape
-    dbias = None if bias is None else x.new_empty(rows, channels, 1)
+    """Where the gradients are gathered; what the rows share, per segment of each row."""
+    parts = len(x) * _segments(x)
+    dbias = None if bias is None else x.new_empty(parts, x.shape[1], 1)
     dinitial = None if initial is None else torch.empty_like(initial)
-    return torch.empty_like(x), x.new_empty(rows, *weight.shape), dbias, dinitial
+    return torch.empty_like(x), x.new_empty(parts, *weight.shape), dbias, dinitial
 
 
 def _added_up(dx: Tensor, dweight: Tensor, dbias: Tensor | None, dinitial: Tensor | None) -> list[Tensor]:

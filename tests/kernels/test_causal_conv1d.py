@@ -67,9 +67,12 @@ def test_reference_is_torchs_convolution(width: int) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("width", [1, 2, 3, 7])
-def test_any_width(width: int, backend: str) -> None:
-    tensors = as_float32(draw(9, width, channels=33))
+@pytest.mark.parametrize("channel_last", [False, True])
+@pytest.mark.parametrize(
+    ("length", "width", "channels"), [(9, 1, 33), (9, 2, 33), (9, 3, 33), (9, 7, 33), (600, 20, 290)]
+)
+def test_any_width(length: int, width: int, channels: int, channel_last: bool, backend: str) -> None:
+    tensors = as_float32(draw(length, width, channels, channel_last))
     exact = results([tensor.double() for tensor in tensors], "reference")
     assert_all_as_good(RESULTS, results(tensors, backend), results(tensors, "reference"), exact)
 
@@ -162,8 +165,9 @@ def test_second_derivatives_name_the_reference() -> None:
         gradient.sum().backward()
 
 
-def test_bits_depend_neither_on_the_run_nor_on_the_threads() -> None:
-    tensors = as_float32(draw(3000, channels=64))
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_bits_depend_neither_on_the_run_nor_on_the_threads(channel_last: bool) -> None:
+    tensors = as_float32(draw(3000, channels=64, channel_last=channel_last))
     expected = results(tensors, "cpu")
     before = torch.get_num_threads()
     try:
