@@ -33,9 +33,8 @@ def _results(backend: str, dtype: torch.dtype, device: torch.device) -> list[Ten
     given["A"] = -given["A"].exp()
     arguments = {name: value.to(device, dtype).requires_grad_() for name, value in given.items()}
     results = kernels.selective_scan(**arguments, delta_softplus=True, return_last_state=True, backend=backend)
-    weights = [torch.randn(result.shape, generator=generator, dtype=torch.float64) for result in results]
-    total = sum((result * weight.to(result)).sum() for result, weight in zip(results, weights, strict=True))
-    return [*(result.detach() for result in results), *torch.autograd.grad(total, list(arguments.values()))]
+    ahead = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one) for one in results]
+    return [*(one.detach() for one in results), *torch.autograd.grad(results, list(arguments.values()), ahead)]
 
 
 def _error(found: list[Tensor], truth: list[Tensor]) -> float:
