@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from experiments.profile.analysis import by_series, exponent
 from experiments.profile.frontier import MOST, Frontier
@@ -23,6 +24,8 @@ PARTS = {
     "state": "#cc79a7", "rest": "#9fc5e8",
 }  # fmt: skip
 """Colour of each category of the breakdown."""
+_HALO = withStroke(linewidth=3, foreground="white")
+"""Around text that may lie on a line or marker."""
 OUT = {"oom": "x", "timeout": "|"}
 """Markers of ends."""
 
@@ -139,8 +142,8 @@ def _exponents(axes: Axes, members: Mapping[str, Sequence[Row]], looks: Mapping[
             ends[label] = (last.context, last.bytes, power)
     heights = [axes.transData.transform((x, y))[1] * scale for x, y, _ in ends.values()]
     for (label, (x, y, power)), before, after in zip(ends.items(), heights, style.spread(heights, 9), strict=True):
-        axes.annotate(f"$L^{{{power:.1f}}}$", (x, y), (6, after - before), textcoords="offset points", va="center",
-                      color=looks[label].colour, fontsize=8)  # fmt: skip
+        axes.annotate(f"$L^{{{power:.1f}}}$", (x, y), (9, after - before), textcoords="offset points", va="center",
+                      color=looks[label].colour, fontsize=8, path_effects=[_HALO])  # fmt: skip
 
 
 def _context_axis(axes: Axes, contexts: Sequence[int], reach: Sequence[int] = ()) -> None:

@@ -112,11 +112,6 @@ def _gru(states: Tensor, weight: Tensor) -> int:
     return 2 * states.shape[0] * states.shape[1] * weight.numel()
 
 
-def _gru(gates: Tensor, weight: Tensor) -> int:
-    """Per step the product with the state's matrix; what the inputs add is a product of torch's."""
-    return 2 * gates.shape[0] * gates.shape[1] * weight.numel()
-
-
 def _numbers(*tensors: Tensor) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
@@ -136,8 +131,6 @@ OWN: dict[str, Callable[[Any], int]] = {
     "archlab::causal_conv1d_update_cpu_": lambda args: _convolution((args[0], args[2]), 1),
     "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
-    "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),
-    "archlab::gru_cpu_backward": lambda args: _gru(args[0], args[4]),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
     "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),
