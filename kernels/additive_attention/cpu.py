@@ -19,10 +19,7 @@ from kernels import build, native
 RANK = 20
 FALLBACK = False
 
-_VIEWS = (
-    *("query", "key", "value", "v", "context", "weights"),
-    *("dcontext", "dquery", "dkey", "dvalue", "dv"),
-)
+_VIEWS = ("query", "key", "value", "v", "context", "dcontext", "dquery", "dkey", "dv")
 
 
 @functools.cache
@@ -65,13 +62,14 @@ class Attention(torch.autograd.Function):
         return *differentiate(dcontext, *ctx.saved_tensors), None
 
 
-def _solve(function: str, mask: Tensor | None, **tensors: Tensor) -> None:
-    """Call a function of the library; all tensors (rows, positions, features), float32."""
+def _solve(function: str, mask: Tensor | None, weights: Tensor, **tensors: Tensor) -> None:
+    """Call a function of the library; all tensors but weights and mask (rows, positions, features), float32."""
     rows, queries, hidden = tensors["query"].shape
     _, keys, width = tensors["value"].shape
     threads = native.threads(8 * rows * queries * keys * hidden)
     mask = None if mask is None else mask.contiguous()
-    problem = [rows, queries, keys, hidden, width, threads, 0 if mask is None else mask.data_ptr()]
+    addresses = 0 if mask is None else mask.data_ptr(), weights.data_ptr()
+    problem = [rows, queries, keys, hidden, width, threads, *addresses]
     for name in _VIEWS:
         problem += native.numbers(tensors.get(name), 3)
     native.call(library(), function, problem)
@@ -93,7 +91,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor
     """The operator `attend`, at work."""
     context, weights = results = _attended(query, keys, values, v, mask)
     tensors = {"query": query, "key": keys, "value": values, "v": v[None, None]}
-    _solve("additive_attention_forward", mask, **tensors, context=context, weights=weights)
+    _solve("additive_attention_forward", mask, weights, **tensors, context=context)
     return results
 
 
@@ -109,19 +107,18 @@ def attend_backward(
 def _gradients(
     dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
-    return [*(torch.empty_like(tensor) for tensor in (query, keys, values)), v.new_empty(v.shape)]
+    return [torch.empty_like(query), torch.empty_like(keys), values.new_empty(values.shape), v.new_empty(v.shape)]
 
 
 def _differentiated(
     dcontext: Tensor, weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
     """The operator `attend_backward`, at work."""
-    dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, keys, values))
-    dv = v.new_empty(query.shape[0], 1, len(v))
-    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None], "weights": weights}
-    gradients = {"dcontext": dcontext, "dquery": dquery, "dkey": dkey, "dvalue": dvalue, "dv": dv}
-    _solve("additive_attention_backward", mask, **tensors, **gradients)
-    return [dquery, dkey, dvalue, dv.sum(0).squeeze(0)]
+    weights, dv = weights.contiguous(), v.new_empty(query.shape[0], 1, len(v))
+    dquery, dkeys = torch.empty_like(query), torch.empty_like(keys)
+    tensors = {"query": query, "key": keys, "value": values, "v": v[None, None], "dcontext": dcontext}
+    _solve("additive_attention_backward", mask, weights, **tensors, dquery=dquery, dkey=dkeys, dv=dv)
+    return [dquery, dkeys, weights.mT @ dcontext, dv.sum(0).squeeze(0)]
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:

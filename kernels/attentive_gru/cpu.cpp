@@ -1,14 +1,13 @@
 // A GRU that attends before each step, in float32 on the CPU, forward and backward, behind a plain C interface.
 //
-// Lanes are features, whose number is a multiple of 16. A task is a row of the batch: rows share nothing but weights,
-// whose gradients are products over all steps and left to the caller.
-#include <cmath>
+// Lanes are features, whose number is a multiple of 16. A task is a few rows of the batch: rows share nothing but
+// weights, whose gradients are products over all steps and left to the caller.
+#include "../additive_row.h"
+#include "../gru_cell.h"
 
-#include "../parallel.h"
+namespace {
 
-namespace recurrent {
-
-using lanes::Lanes;
+using gru::MOST_TOGETHER;
 using lanes::W;
 using parallel::Scratch;
 
@@ -18,232 +17,145 @@ struct Problem {
     int64_t rows, steps, keys, H, A, E, threads;
     const uint8_t* mask;                  // (rows, keys)
     const float *gates, *queries, *first; // (rows, steps, 3H), (rows, steps, A), (rows, H)
-    const float *key, *value, *v;         // (rows, keys, A), (rows, keys, E), (A)
+    float *key, *value;                   // (rows, keys, A), (rows, keys, E)
+    const float* v;                       // (A)
     const float *by_context, *by_hidden;  // forward: (E, 3H), (H, 3H); backward: (3H, E), (3H, H)
     const float *by_query, *bias;         // forward: (H, A), (3H); backward: (A, H), absent
     float *outputs, *contexts, *weights;  // (rows, steps, H), (rows, steps, E), (rows, steps, keys)
-    float* parts;                         // (rows, steps, 4H): reset, update, candidate, what reset multiplies
+    float* parts;                         // (rows, steps, 4H): see gru_cell.h
     // the backward pass alone
     const float *doutputs, *dcontexts, *dlast;  // as outputs, contexts, first
     float *dgates, *dhidden, *dcontext;         // (rows, steps, 3H), twice, (rows, steps, E): through each product
     float *dqueries, *dkey, *dv, *dfirst;       // as queries, key; (rows, A); as first
+
+    int64_t together() const { return gru::rows_together(rows, threads); }
 };
 
-inline Lanes at(const float* from, int64_t i) { return lanes::load(from + i * W); }
-inline void put(float* to, int64_t i, Lanes value) { lanes::store(to + i * W, value); }
-inline void add(float* to, int64_t i, Lanes value) { put(to, i, at(to, i) + value); }
-
-// to (count) += x (rows) times matrix (rows, count), eight vectors of `to` at a time in registers.
-inline void accumulate_few(float* to, const float* x, const float* matrix, int64_t rows, int64_t count) {
-    constexpr int BLOCK = 8;
-    const int64_t vectors = count / W;
-    int64_t i = 0;
-    for (; i + BLOCK <= vectors; i += BLOCK) {
-        Lanes sums[BLOCK];
-        LANES_UNROLL
-        for (int k = 0; k < BLOCK; ++k) sums[k] = Lanes{};
-        for (int64_t j = 0; j < rows; ++j) {
-            LANES_UNROLL
-            for (int k = 0; k < BLOCK; ++k) sums[k] += x[j] * at(matrix + j * count, i + k);
-        }
-        LANES_UNROLL
-        for (int k = 0; k < BLOCK; ++k) add(to, i + k, sums[k]);
-    }
-    for (; i < vectors; ++i) {
-        Lanes sum{};
-        for (int64_t j = 0; j < rows; ++j) sum += x[j] * at(matrix + j * count, i);
-        add(to, i, sum);
-    }
-}
-
-// The same of many rows: sums of sums, as one long sum would lose digits.
-inline void accumulate(float* to, const float* x, const float* matrix, int64_t rows, int64_t count) {
-    constexpr int64_t FEW = 64;
-    for (int64_t from = 0; from < rows; from += FEW)
-        accumulate_few(to, x + from, matrix + from * count, std::min(FEW, rows - from), count);
-}
-
-// One row, with room for numbers per key and per feature.
-class Row {
+// Rows that advance together, and what each attends to.
+class Group {
    protected:
     const Problem& p;
-    const int64_t row;
-    const float *key, *value;
-    Lanes* terms;  // [key], whose lanes are yet to be added up
-    float *by_key, *query, *product;
-    const lanes::Exp2 exp2{};
+    const int64_t first;
+    const int rows;
 
-    static float* floats(Scratch& scratch, int64_t count) {
-        return reinterpret_cast<float*>(scratch.take((count + W - 1) / W));
+    Group(const Problem& problem, int64_t task)
+        : p(problem), first(task * p.together()), rows(static_cast<int>(std::min(p.together(), p.rows - first))) {}
+
+    int64_t step(int r, int64_t t) const { return (first + r) * p.steps + t; }
+    const float* before(int r, int64_t t) const {
+        return t == 0 ? p.first + (first + r) * p.H : p.outputs + step(r, t - 1) * p.H;
+    }
+    static additive::Vectors vectors(float* data, int64_t features) {
+        return {data, features, static_cast<int>(features / W)};
+    }
+    additive::Source source(int r) const {
+        const int64_t from = (first + r) * p.keys;
+        const uint8_t* mask = p.mask ? p.mask + from : nullptr;
+        return {vectors(p.key + from * p.A, p.A), vectors(p.value + from * p.E, p.E), p.v, mask, p.keys};
     }
 
-    bool real(int64_t s) const { return !p.mask || p.mask[row * p.keys + s]; }
-    int64_t step(int64_t t) const { return row * p.steps + t; }
-    const float* hidden_before(int64_t t) const {
-        return t == 0 ? p.first + row * p.H : p.outputs + step(t - 1) * p.H;
+    // For each row, a place of its own in an array of so many numbers per step.
+    struct Places {
+        float* of[MOST_TOGETHER];
+    };
+    Places at(float* array, int64_t t, int64_t numbers) const {
+        Places places;
+        for (int r = 0; r < rows; ++r) places.of[r] = array + step(r, t) * numbers;
+        return places;
     }
-    void add_up_terms() {
-        for (int64_t s = 0; s < p.keys; s += W) lanes::store(by_key + s, lanes::sum_each(terms + s));
-    }
-
-   public:
-    Row(const Problem& problem, int64_t task, Scratch& s)
-        : p(problem), row(task), key(p.key + row * p.keys * p.A), value(p.value + row * p.keys * p.E),
-          terms(s.take(p.keys + W)), by_key(floats(s, p.keys + W)), query(floats(s, p.A)), product(floats(s, 3 * p.H)) {
+    void accumulate(float* const* to, const float* const* x, const float* matrix, int64_t inner, int64_t count) const {
+        gru::accumulate(rows, to, x, matrix, inner, count);
     }
 };
 
-class Forward : public Row {
+class Forward : Group {
+    std::vector<additive::Forward> attentions;
+    float *queries[MOST_TOGETHER], *products[MOST_TOGETHER];
+    const lanes::Exp2 exp2{};
+
    public:
-    using Row::Row;
+    Forward(const Problem& problem, int64_t task, Scratch& scratch) : Group(problem, task) {
+        for (int r = 0; r < rows; ++r) {
+            attentions.emplace_back(source(r), p.steps, scratch);
+            queries[r] = additive::floats(scratch, p.A);
+            products[r] = additive::floats(scratch, 3 * p.H);
+        }
+    }
 
     void run() {
         for (int64_t t = 0; t < p.steps; ++t) {
-            attend(t);
-            advance(t);
-        }
-    }
-
-   private:
-    void attend(int64_t t) {
-        float *context = p.contexts + step(t) * p.E, *weights = p.weights + step(t) * p.keys;
-        std::copy_n(p.queries + step(t) * p.A, p.A, query);
-        accumulate(query, hidden_before(t), p.by_query, p.H, p.A);
-        for (int64_t s = 0; s < p.keys; ++s) {
-            Lanes sum{};
-            for (int64_t i = 0; i < p.A / W; ++i) sum += at(p.v, i) * lanes::tanh(at(query, i) + at(key + s * p.A, i));
-            terms[s] = sum;
-        }
-        add_up_terms();
-        weigh(weights);
-        std::fill_n(context, p.E, 0.0f);
-        if (p.mask) masked_sum(context, weights);
-        else accumulate(context, weights, value, p.keys, p.E);
-    }
-
-    // What masked keys hold may be anything: they are left out, not multiplied by 0.
-    void masked_sum(float* context, const float* weights) const {
-        for (int64_t s = 0; s < p.keys; ++s)
-            for (int64_t i = 0; real(s) && i < p.E / W; ++i) add(context, i, weights[s] * at(value + s * p.E, i));
-    }
-
-    // The softmax of by_key over the real keys; all 0 where there is none.
-    void weigh(float* weights) {
-        float highest = -INFINITY, total = 0.0f;
-        for (int64_t s = 0; s < p.keys; ++s)
-            if (real(s)) highest = std::max(highest, by_key[s]);
-        for (int64_t s = 0; s < p.keys; s += W)
-            lanes::store(by_key + s, lanes::exp_negative(exp2, lanes::load(by_key + s) - highest));
-        for (int64_t s = 0; s < p.keys; ++s) total += real(s) ? by_key[s] : 0.0f;
-        for (int64_t s = 0; s < p.keys; ++s) weights[s] = real(s) ? by_key[s] / total : 0.0f;
-    }
-
-    void advance(int64_t t) {
-        const int64_t H = p.H, n = H / W;
-        const float* before = hidden_before(t);
-        float *parts = p.parts + step(t) * 4 * H, *output = p.outputs + step(t) * H;
-        std::copy_n(p.bias, 3 * H, product);
-        accumulate(product, before, p.by_hidden, H, 3 * H);
-        std::copy_n(p.gates + step(t) * 3 * H, 3 * H, parts);
-        accumulate(parts, p.contexts + step(t) * p.E, p.by_context, p.E, 3 * H);
-        for (int64_t i = 0; i < n; ++i) {
-            const Lanes reset = lanes::sigmoid(exp2, at(parts, i) + at(product, i));
-            const Lanes update = lanes::sigmoid(exp2, at(parts, n + i) + at(product, n + i));
-            const Lanes candidate = lanes::tanh(at(parts, 2 * n + i) + reset * at(product, 2 * n + i));
-            put(parts, i, reset);
-            put(parts, n + i, update);
-            put(parts, 2 * n + i, candidate);
-            put(parts, 3 * n + i, at(product, 2 * n + i));
-            put(output, i, candidate + update * (at(before, i) - candidate));
+            const float* states[MOST_TOGETHER];
+            for (int r = 0; r < rows; ++r) states[r] = before(r, t);
+            const Places contexts = at(p.contexts, t, p.E), parts = at(p.parts, t, 4 * p.H);
+            for (int r = 0; r < rows; ++r) {
+                std::copy_n(p.queries + step(r, t) * p.A, p.A, queries[r]);
+                std::copy_n(p.bias, 3 * p.H, products[r]);
+                std::copy_n(p.gates + step(r, t) * 3 * p.H, 3 * p.H, parts.of[r]);
+            }
+            accumulate(queries, states, p.by_query, p.H, p.A);
+            for (int r = 0; r < rows; ++r)
+                attentions[r].attend(queries[r], p.weights + step(r, t) * p.keys, contexts.of[r]);
+            accumulate(products, states, p.by_hidden, p.H, 3 * p.H);
+            accumulate(parts.of, contexts.of, p.by_context, p.E, 3 * p.H);
+            for (int r = 0; r < rows; ++r)
+                gru::advance(
+                    exp2, p.H, parts.of[r], products[r], states[r], parts.of[r], p.outputs + step(r, t) * p.H
+                );
         }
     }
 };
 
 // `queries` are those of the attention here, whole.
-class Backward : public Row {
-    float* dh;
+class Backward : Group {
+    std::vector<additive::Backward> attentions;
+    float* dh[MOST_TOGETHER];
 
    public:
-    Backward(const Problem& problem, int64_t task, Scratch& s) : Row(problem, task, s), dh(floats(s, problem.H)) {}
+    Backward(const Problem& problem, int64_t task, Scratch& scratch) : Group(problem, task) {
+        for (int r = 0; r < rows; ++r) {
+            const int64_t row = first + r;
+            const additive::Vectors dkey = vectors(p.dkey + row * p.keys * p.A, p.A);
+            attentions.emplace_back(source(r), dkey, p.dv + row * p.A, p.steps, scratch);
+            dh[r] = additive::floats(scratch, p.H);
+            std::copy_n(p.dlast + row * p.H, p.H, dh[r]);
+        }
+    }
 
     void run() {
-        std::copy_n(p.dlast + row * p.H, p.H, dh);
-        std::fill_n(p.dkey + row * p.keys * p.A, p.keys * p.A, 0.0f);
-        std::fill_n(p.dv + row * p.A, p.A, 0.0f);
         for (int64_t t = p.steps - 1; t >= 0; --t) {
-            retreat(t);
-            through_attention(t);
-            accumulate(dh, p.dqueries + step(t) * p.A, p.by_query, p.A, p.H);
-        }
-        std::copy_n(dh, p.H, p.dfirst + row * p.H);
-    }
-
-   private:
-    void retreat(int64_t t) {
-        const int64_t H = p.H, n = H / W;
-        const float *parts = p.parts + step(t) * 4 * H, *before = hidden_before(t);
-        float *dgates = p.dgates + step(t) * 3 * H, *dhidden = p.dhidden + step(t) * 3 * H;
-        for (int64_t i = 0; i < n; ++i) {
-            const Lanes reset = at(parts, i), update = at(parts, n + i), candidate = at(parts, 2 * n + i);
-            const Lanes d = at(dh, i) + at(p.doutputs + step(t) * H, i);
-            const Lanes dcandidate = d * (1.0f - update) * (1.0f - candidate * candidate);
-            const Lanes dreset = dcandidate * at(parts, 3 * n + i) * reset * (1.0f - reset);
-            const Lanes dupdate = d * (at(before, i) - candidate) * update * (1.0f - update);
-            for (float* to : {dgates, dhidden}) {
-                put(to, i, dreset);
-                put(to, n + i, dupdate);
+            const Places dgates = at(p.dgates, t, 3 * p.H), dhidden = at(p.dhidden, t, 3 * p.H);
+            const Places dcontext = at(p.dcontext, t, p.E), dqueries = at(p.dqueries, t, p.A);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t i = step(r, t);
+                gru::retreat(
+                    p.H, p.parts + i * 4 * p.H, before(r, t), p.doutputs + i * p.H, dh[r], dgates.of[r], dhidden.of[r]
+                );
+                std::copy_n(p.dcontexts + i * p.E, p.E, dcontext.of[r]);
             }
-            put(dgates, 2 * n + i, dcandidate);
-            put(dhidden, 2 * n + i, dcandidate * reset);
-            put(dh, i, d * update);
-        }
-        accumulate(dh, dhidden, p.by_hidden, 3 * H, H);
-        float* dcontext = p.dcontext + step(t) * p.E;
-        std::copy_n(p.dcontexts + step(t) * p.E, p.E, dcontext);
-        accumulate(dcontext, dgates, p.by_context, 3 * H, p.E);
-    }
-
-    // With w the weights and dw_s = dcontext . value_s, the gradient of score s is w_s (dw_s - sum w dw).
-    void through_attention(int64_t t) {
-        const float *dcontext = p.dcontext + step(t) * p.E, *weights = p.weights + step(t) * p.keys;
-        const float* q = p.queries + step(t) * p.A;
-        float *dq = p.dqueries + step(t) * p.A, *dkey = p.dkey + row * p.keys * p.A, *dv = p.dv + row * p.A;
-        for (int64_t s = 0; s < p.keys; ++s) {
-            Lanes sum{};
-            for (int64_t i = 0; i < p.E / W; ++i) sum += at(dcontext, i) * at(value + s * p.E, i);
-            terms[s] = sum;
-        }
-        add_up_terms();
-        float mean = 0.0f;
-        for (int64_t s = 0; s < p.keys; ++s)
-            if (real(s)) mean += weights[s] * by_key[s];
-        for (int64_t s = 0; s < p.keys; ++s) by_key[s] = real(s) ? weights[s] * (by_key[s] - mean) : 0.0f;
-        for (int64_t i = 0; i < p.A / W; ++i) {
-            const Lanes query = at(q, i), v = at(p.v, i);
-            Lanes to_query{}, to_v{};
-            for (int64_t s = 0; s < p.keys; ++s) {
-                if (!real(s)) continue;
-                const Lanes th = lanes::tanh(query + at(key + s * p.A, i)), d = by_key[s] * v * (1.0f - th * th);
-                to_query += d;
-                to_v += by_key[s] * th;
-                add(dkey + s * p.A, i, d);
+            accumulate(dcontext.of, dgates.of, p.by_context, 3 * p.H, p.E);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t i = step(r, t);
+                attentions[r].attend(p.queries + i * p.A, p.weights + i * p.keys, dcontext.of[r], dqueries.of[r]);
             }
-            put(dq, i, to_query);
-            add(dv, i, to_v);
+            accumulate(dh, dhidden.of, p.by_hidden, 3 * p.H, p.H);
+            accumulate(dh, dqueries.of, p.by_query, p.A, p.H);
+        }
+        for (int r = 0; r < rows; ++r) {
+            attentions[r].finish();
+            std::copy_n(dh[r], p.H, p.dfirst + (first + r) * p.H);
         }
     }
 };
 
 template <class Pass>
 int run(const Problem& p) {
+    const int64_t tasks = (p.rows + p.together() - 1) / p.together();
     const auto work = [&](int64_t task, Scratch& scratch) { Pass(p, task, scratch).run(); };
-    return parallel::run(p.rows, p.threads, work) ? 0 : 1;
+    return parallel::run(tasks, p.threads, work) ? 0 : 1;
 }
 
-}  // namespace recurrent
-
-using recurrent::Backward, recurrent::Forward, recurrent::Problem;
+}  // namespace
 
 // Both return 0, or 1 if there was not enough memory.
-extern "C" int attentive_gru_forward(const Problem* p) { return recurrent::run<Forward>(*p); }
-extern "C" int attentive_gru_backward(const Problem* p) { return recurrent::run<Backward>(*p); }
+extern "C" int attentive_gru_forward(const Problem* p) { return run<Forward>(*p); }
+extern "C" int attentive_gru_backward(const Problem* p) { return run<Backward>(*p); }

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import build, native
+from kernels.gru.cpu import padded, states_before
 
 RANK = 20
 FALLBACK = False
-
-_LANES = 16  # features come in multiples of this many; zeros added to them change nothing
 
 
 @functools.cache
@@ -51,29 +49,20 @@ def attentive_gru(
     """See `kernels.attentive_gru`. Returns h (B, T, H), c (B, T, E), the last state (B, H)."""
     size, width = hidden.shape[1], values.shape[2]
     states, contexts, *_ = recur(
-        _padded(gates, thirds=True),
-        _padded(queries),
-        _padded(hidden),
-        _padded(_padded(weight_context).mT, thirds=True).mT,
-        _padded(_padded(weight_hidden).mT, thirds=True).mT,
-        _padded(bias_hidden, thirds=True),
-        _padded(_padded(weight_query).mT).mT,
-        _padded(keys),
-        _padded(values),
-        _padded(v),
+        padded(gates, thirds=True),
+        padded(queries),
+        padded(hidden),
+        padded(padded(weight_context).mT, thirds=True).mT,
+        padded(padded(weight_hidden).mT, thirds=True).mT,
+        padded(bias_hidden, thirds=True),
+        padded(padded(weight_query).mT).mT,
+        padded(keys),
+        padded(values),
+        padded(v),
         mask,
     )
     states, contexts = states[..., :size].to(hidden.dtype), contexts[..., :width].to(hidden.dtype)
     return states, contexts, states[:, -1].clone()  # a view would keep all states alive
-
-
-def _padded(tensor: Tensor, thirds: bool = False) -> Tensor:
-    """Float32, contiguous, the last axis (or each third of it) filled with zeros to a multiple of the lanes."""
-    missing = -(tensor.shape[-1] // (3 if thirds else 1)) % _LANES
-    if missing:
-        parts = tensor.chunk(3, -1) if thirds else (tensor,)
-        tensor = torch.cat([F.pad(part, (0, missing)) for part in parts], -1)
-    return tensor.float().contiguous()
 
 
 def _solve(function: str, steps: int, mask: Tensor | None, *tensors: Tensor | None) -> None:
@@ -157,8 +146,7 @@ def recur_backward(
         doutputs, dcontexts, outputs, contexts, weights, parts, queries, hidden, weight_context, weight_hidden,
         weight_query, keys, values, v, mask,
     )  # fmt: skip
-    before = torch.cat([hidden[:, None], outputs[:, :-1]], 1)
-    whole = torch.baddbmm(queries, before, weight_query.mT.expand(len(hidden), -1, -1))
+    whole = torch.baddbmm(queries, states_before(hidden, outputs), weight_query.mT.expand(len(hidden), -1, -1))
     given = None, whole, hidden, keys, values, v, weight_context, weight_hidden, weight_query, None
     kept = outputs, contexts, weights, parts
     dlast = torch.zeros_like(hidden)
@@ -198,7 +186,7 @@ def _differentiate(ctx: Any, doutputs: Tensor, dcontexts: Tensor, *_: Tensor) ->
     outputs, contexts, weights, _, _, hidden, *_ = ctx.saved_tensors
     results = recur_backward(doutputs, dcontexts, *ctx.saved_tensors)
     dgates, dproduct, dcontext, dqueries, dkeys, dv, dhidden = results
-    before = torch.cat([hidden[:, None], outputs[:, :-1]], 1).flatten(0, 1)
+    before = states_before(hidden, outputs).flatten(0, 1)
     product = dproduct.flatten(0, 1)
     dweights = dgates.flatten(0, 1).mT @ contexts.flatten(0, 1), product.mT @ before, product.sum(0)
     dvalues = weights.mT @ dcontext
