@@ -32,7 +32,7 @@ CAPTIONS = {
     "fitted to each line: 0 is constant, 1 linear, 2 quadratic.",
     "tradeoff": "Score at trained lengths against cost; hollow markers ran on a slow fallback.",
     "alignment": "Attention of each target token over the source, on one validation example: white is 0, full "
-    "colour is 1. Variants without attention have no panel.",
+    "colour the panel's largest weight, named above it. Variants without attention have no panel.",
 }
 METHOD = """
 - **Intervals** are 95 % t intervals of the mean over seeds (`mean ± half width`); with one seed there is none.

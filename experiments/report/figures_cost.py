@@ -116,7 +116,7 @@ def _scatter(axes: Axes, contest: Contest, name: str, looks: Looks) -> None:
 
 
 def alignment(contests: Sequence[Contest], looks: Looks) -> Figure | None:
-    """Where each target token looks in the source, on one validation example: white is 0, full colour is 1."""
+    """Where each target token looks in the source, on one validation example: white is 0, full colour the most."""
     shown = {contest.task: found for contest in contests if (found := _alignments(contest))}
     if not shown:
         return None
@@ -125,8 +125,9 @@ def alignment(contests: Sequence[Contest], looks: Looks) -> Figure | None:
     figure, grid = style.panels(len(shown), columns, width, 0.8 * width)
     for row, (task, found) in zip(grid, shown.items(), strict=True):
         for axes, (label, data) in zip(row, found.items(), strict=False):
-            _heat(axes, data, looks[label].colour)
-            axes.set_title(label, color=looks[label].colour)
+            weights = np.array(data["weights"], dtype=float)
+            _heat(axes, data, weights, looks[label].colour)
+            axes.set_title(f"{label} (up to {weights.max():.2f})", color=looks[label].colour)
         row[0].set_ylabel(f"{task}\n{row[0].get_ylabel()}")
         for axes in row[len(found) :]:
             axes.remove()
@@ -144,10 +145,9 @@ def _alignments(contest: Contest) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _heat(axes: Axes, data: Mapping[str, Any], colour: str) -> None:
+def _heat(axes: Axes, data: Mapping[str, Any], weights: np.ndarray, colour: str) -> None:
     shades = LinearSegmentedColormap.from_list("attention", [style.PAPER, colour])
-    weights = np.array(data["weights"], dtype=float)
-    axes.imshow(weights, vmin=0, vmax=1, cmap=shades, aspect="auto", interpolation="nearest")
+    axes.imshow(weights, vmin=0, cmap=shades, aspect="auto", interpolation="nearest")
     axes.spines[:].set(visible=True, linewidth=0.6)
     axes.grid(visible=False)
     for axis, name in ((axes.xaxis, "source"), (axes.yaxis, "target")):
