@@ -76,25 +76,28 @@ inline void load(Lanes* tile, const TypedView& view, const Window& w) {
     view.with_type([&](const auto& typed) { load(tile, typed, w); });
 }
 
-// Asks for a window before its time, a line or so per step, so that it comes from memory while others are computed: all
-// at once would fill the processor's queue.
+// Asks for a window before its time, in turns of a few neighbouring lines, so that it comes from memory while others are
+// computed: all at once would fill the processor's queue.
 class Ahead {
     const char* from;
-    int64_t row, column;  // bytes between channels, or steps; between lines of a channel, if it lies in lines
-    int count;
+    int64_t turn, line;  // bytes from turn to turn, from line to line
+    int lines;           // of a turn
 
    public:
-    Ahead(const TypedView& view, const Window& w) : from(nullptr), row(0), column(0), count(0) {
+    static constexpr int TURNS = W;
+
+    Ahead(const TypedView& view, const Window& w) : from(nullptr), turn(0), line(0), lines(0) {
         constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
-        const int size = view.size(), per_line = LINE / size;
+        const int size = view.size();
         from = static_cast<const char*>(view.data) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
-        if (view.step == 1) row = size * view.channel, column = LINE, count = W * ((w.steps + per_line - 1) / per_line);
-        else if (view.channel == 1) row = size * view.step, column = W * row, count = w.steps;
+        if (view.step == 1) turn = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
+        else if (view.channel == 1) line = size * view.step, lines = (w.steps + TURNS - 1) / TURNS, turn = lines * line;
     }
 
-    void fetch(int t) const {
-        if (t < count) __builtin_prefetch(from + t % W * row + t / W * column, 0, 2);
+    // Always inlined: GCC takes calls of a function that only fetches ahead for calls without effect, and drops them.
+    LANES_INLINE void fetch(int i) const {
+        for (int k = 0; i < TURNS && k < lines; ++k) __builtin_prefetch(from + i * turn + k * line, 0, 2);
     }
 };
 

@@ -74,8 +74,8 @@ class Backward {
         step_sizes(p, exp2, bias, steps, d, y, slope);
         if (first > 0) tiles::load(h, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(h, p.initial, part.window(block, 0, states));
-        const auto before = part.window(block, std::max<int64_t>(0, first - WINDOW), first > 0 ? WINDOW : 0);
-        const tiles::Ahead ahead[] = {{p.u, before}, {p.delta, before}, {p.dout, before}, {p.z, before}};
+        const auto next = part.next(block, first, first - WINDOW);
+        const Ahead ahead = {{p.u, next}, {p.delta, next}, {p.dout, next}, {p.z, next}};
         if (states == 16) run_states<16>(block, window, skip, ahead);
         else run_states<0>(block, window, skip, ahead);
         tiles::store(du, p.du, window);
@@ -84,7 +84,7 @@ class Backward {
 
     // fixed: the number of states where it is known to the compiler, else 0.
     template <int fixed>
-    void run_states(int block, const tiles::Window& window, Lanes skip, const tiles::Ahead* ahead) {
+    void run_states(int block, const tiles::Window& window, Lanes skip, const Ahead& ahead) {
         const int steps = window.steps;
         for (int t = 0; t < steps; ++t) y[t] = d[t] * lanes::LOG2E;
         if (all_near(y, steps, A + block * states, states)) replay<true, fixed>(block, steps, skip, ahead);
@@ -97,14 +97,14 @@ class Backward {
     }
 
     template <bool near, int fixed>
-    __attribute__((noinline)) void replay(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
+    __attribute__((noinline)) void replay(int block, int steps, Lanes skip, const Ahead& ahead) {
         const int count = fixed ? fixed : states;
         const lanes::Exp2 power = exp2;
         const Lanes* a = A + block * count;
         for (int t = 0; t < steps; ++t) {
             const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
             Lanes *decay_n = decay + t * count, *kept_n = kept + t * count, sum = skip * u[t];
-            for (int i = 0; i < 4; ++i) ahead[i].fetch(t);
+            fetch(ahead, t);
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
                 decay_n[n] = near ? power(rate, a[n]) : lanes::exp2_product(rate, a[n]);

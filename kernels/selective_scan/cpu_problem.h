@@ -86,6 +86,13 @@ struct Part {
     tiles::Window window(int block, int64_t step, int64_t steps) const {
         return {row, first + block * W, first + count, step, steps};
     }
+    // What is read after a block's window that begins at `first`: that of the next block or, after the last block, the
+    // first block's that begins at `then`, if there is one.
+    tiles::Window next(int block, int64_t first, int64_t then) const {
+        const bool last = block + 1 == blocks();
+        const int64_t step = last ? then : first, steps = step < begin ? 0 : std::min<int64_t>(WINDOW, end - step);
+        return window(last ? 0 : block + 1, step, steps);
+    }
     // Where the state before the window that begins at the step is kept; `kept` is (rows * windows, channels, states).
     tiles::Window kept(const Problem& p, int block, int64_t step) const {
         const int64_t windows = (p.length - 1) / WINDOW;
@@ -96,6 +103,10 @@ struct Part {
 };
 
 inline int window_length(const Problem& p) { return static_cast<int>(std::min<int64_t>(WINDOW, p.length)); }
+
+// Fetches four tensors' windows ahead, in turn, one turn of one of them per step.
+using Ahead = tiles::Ahead[4];
+LANES_INLINE void fetch(const Ahead& ahead, int t) { ahead[t % 4].fetch(t / 4); }
 
 template <class Work>
 void for_each(const Problem& p, int64_t tasks, const Work& work) {
