@@ -139,6 +139,8 @@ class Slot:
         """All keys and values of a layer, the new (B, H, T, E) ones included."""
         old_keys, old_values = self.cache.layers[layer]
         if self.columns is None:
+            if old_keys.shape[2] == 0:
+                return keys, values
             return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
         # Under autocast the new ones may be narrower than the cache.
         keys, values = keys.to(old_keys.dtype), values.to(old_values.dtype)

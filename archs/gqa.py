@@ -151,8 +151,8 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> query (B, Hq, T, E), key and value (B, H, T, E), the first two rotated."""
-        query = rearrange(self.query(x), "b t (h e) -> b h t e", h=self.config.n_heads)
-        key, value = rearrange(self.key_value(x), "b t (two h e) -> two b h t e", two=2, h=self.config.n_kv_heads)
+        parts = self.query(x), *self.key_value(x).chunk(2, -1)
+        query, key, value = (rearrange(part, "b t (h e) -> b h t e", e=self.config.head_dim) for part in parts)
         return kernels.rotary(query, *rotation), kernels.rotary(key, *rotation), value
 
     def mix(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

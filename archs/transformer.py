@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -28,7 +29,7 @@ from archs.attention import (
 )
 from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU, "silu": nn.SiLU}
 CHOICES = {"norm": ("post", "pre"), "activation": tuple(ACTIVATIONS), "positions": ("interleaved", "halves")}
 """Field of Config -> what it may be."""
 
@@ -125,12 +126,15 @@ class MultiHead(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, E)."""
-        return rearrange(self.query(x), "b t (h e) -> b h t e", h=self.config.n_heads)
+        return self._split(self.query(x))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b l (h e) -> b h l e", h=self.config.n_heads)
 
     def keys_values(self, x: Tensor) -> KeyValue:
         """(B, L, D) -> keys and values (B, H, L, E)."""
-        keys, values = rearrange(self.key_value(x), "b l (two h e) -> two b h l e", two=2, h=self.config.n_heads)
-        return keys, values
+        keys, values = self.key_value(x).chunk(2, -1)
+        return self._split(keys), self._split(values)
 
     def _drop(self) -> float:
         return self.config.dropout if self.training else 0.0

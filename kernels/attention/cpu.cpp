@@ -93,10 +93,13 @@ inline void product(float* to, int64_t to_row, Matrix a, const float* x, int64_t
 // Vectors of one head as rows of `width`, zeros behind each and behind the last; `factor` times what was given.
 inline void pack(float* to, int64_t width, const Heads& from, int64_t row, int64_t head, int64_t first, int64_t count,
                  int64_t padded, int64_t features, float factor) {
+    constexpr int64_t AHEAD = 32;  // the vectors of one head lie apart, where no processor looks for them
     for (int64_t t = 0; t < padded; ++t, to += width) {
         int64_t e = 0;
         if (t < count) {
             const float* vector = from.at(row, head, first + t);
+            for (int64_t i = 0; t + AHEAD < count && i < features; i += 16)
+                __builtin_prefetch(vector + AHEAD * from.position + i);
             if (from.feature == 1)
                 for (; e + W <= features; e += W) lanes::store(to + e, factor * lanes::load(vector + e));
             for (; e < features; ++e) to[e] = factor * vector[e * from.feature];
@@ -159,13 +162,6 @@ class Pass {
     Pass(const Problem& problem)
         : p(problem), width(p.padded()), padded_keys(Problem::round_up(p.keys, PANEL)) {}
 
-    // e^score for scores that are not positive.
-    Lanes power(Lanes score) const {
-        constexpr float LEAST = -lanes::NEAR / lanes::LOG2E;
-        const Lanes weight = exp2(lanes::max(lanes::all(LEAST), score), lanes::all(lanes::LOG2E));
-        return score < LEAST ? Lanes{} : weight;
-    }
-
     // Of the block: products (queries, keys) of the rows of `a` with panels.
     void multiply(float* to, const float* a, const float* panels, const Block& b) const {
         for (int64_t k = 0; k < b.keys; k += PANEL)
@@ -210,26 +206,36 @@ class Forward : Pass {
             const Block b(p, first, count, key);
             multiply(scores, query, panels, b);
             hide(scores, b, -INFINITY);
-            for (int64_t q = 0; q < count; ++q) weigh(q, b.keys);
+            for (int64_t q = 0; q < count; q += W) weigh(q, b.keys);
             product(result, width, {scores, STRIDE, 1}, value + key * width, width, b.rows(), width, b.keys, true);
         }
     }
 
-    // Scores to weights, not yet divided by their sum; what was summed before shrinks if a higher score has come.
-    void weigh(int64_t q, int64_t keys) {
-        float* to = scores + q * STRIDE;
-        Lanes most = lanes::all(highest[q]), sum = lanes::load(sums + q * W);
-        for (int64_t s = 0; s < keys; s += W) most = lanes::max(most, lanes::load(to + s));
-        const float before = highest[q];
-        for (int i = 0; i < W; ++i) highest[q] = std::max(highest[q], most[i]);
-        if (highest[q] > before) {
-            const float factor = std::exp(before - highest[q]);
-            sum *= factor;
-            for (int64_t e = 0; e < width; e += W)
-                lanes::store(result + q * width + e, factor * lanes::load(result + q * width + e));
+    // Scores of W queries to weights, not yet divided by their sum; what was summed before shrinks where a higher score
+    // has come.
+    void weigh(int64_t first, int64_t keys) {
+        Lanes most[W];
+        for (int i = 0; i < W; ++i) {
+            const float* from = scores + (first + i) * STRIDE;
+            most[i] = lanes::load(from);
+            for (int64_t s = W; s < keys; s += W) most[i] = lanes::max(most[i], lanes::load(from + s));
         }
+        lanes::transpose(most);
+        const Lanes before = lanes::load(highest + first);
+        Lanes now = before;
+        for (int i = 0; i < W; ++i) now = lanes::max(now, most[i]);
+        lanes::store(highest + first, now);
+        const Lanes shrink = lanes::exp_negative(exp2, before - now);
+        for (int i = 0; i < W; ++i) weigh(first + i, keys, now[i], shrink[i]);
+    }
+
+    void weigh(int64_t q, int64_t keys, float most, float shrink) {
+        float *to = scores + q * STRIDE, *of = result + q * width;
+        Lanes sum = shrink * lanes::load(sums + q * W);
+        if (shrink != 1.0f)
+            for (int64_t e = 0; e < width; e += W) lanes::store(of + e, shrink * lanes::load(of + e));
         for (int64_t s = 0; s < keys; s += W) {
-            const Lanes weight = power(lanes::load(to + s) - highest[q]);
+            const Lanes weight = lanes::exp_negative(exp2, lanes::load(to + s) - most);
             sum += weight;
             lanes::store(to + s, weight);
         }
@@ -239,11 +245,18 @@ class Forward : Pass {
     void write(int64_t row, int64_t head, int64_t first, int64_t count) {
         float* normalizers = p.normalizers(row, head) + first;
         for (int64_t q = 0; q < count; ++q) {
-            float total = 0.0f;
-            for (int i = 0; i < W; ++i) total += sums[q * W + i];
+            if (q % W == 0) add_up(sums + q * W);
+            const float total = sums[q / W * W * W + q % W];
             normalizers[q] = highest[q] + std::log(total);
             unpack(p.out, row, head, first + q, result + q * width, width, 1, p.features, 1.0f / total);
         }
+    }
+
+    // The first row of W x W becomes the sums of all rows.
+    static void add_up(float* rows) {
+        Lanes terms[W];
+        for (int i = 0; i < W; ++i) terms[i] = lanes::load(rows + i * W);
+        lanes::store(rows, lanes::sum_each(terms));
     }
 };
 
@@ -312,7 +325,7 @@ class Backward : Pass {
         hide(weights, b, -INFINITY);
         for (int64_t t = 0; t < b.queries; ++t)
             for (int64_t s = t * STRIDE; s < t * STRIDE + b.keys; s += W) {
-                const Lanes weight = power(lanes::load(weights + s) - normalizers[t]);
+                const Lanes weight = lanes::exp_negative(exp2, lanes::load(weights + s) - normalizers[t]);
                 lanes::store(weights + s, weight);
                 lanes::store(dscores + s, weight * (lanes::load(dscores + s) - means[b.query + t]));
             }
