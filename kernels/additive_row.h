@@ -46,37 +46,35 @@ struct Source {
 
 class Row {
     // Keys up to the one and queries up to the other: beyond, each term is the same to float32, or its exponential is
-    // too large. For fewer queries the keys' exponentials do not pay.
+    // too large.
     static constexpr float LARGEST_KEY = 17.0f, LARGEST_QUERY = 26.0f;
-    static constexpr int64_t FEWEST_QUERIES = 4;
 
     float* powers;  // e^2k of each key
 
-    bool small() const {
-        for (int64_t s = 0; s < source.keys; ++s)
-            for (int64_t i = 0; source.real(s) && i < source.key.width * W; ++i)
-                if (!(std::abs(source.key[s][i]) <= LARGEST_KEY)) return false;
-        return true;
-    }
-
-    void raise_keys() const {
+    // Whether all real keys are small enough.
+    bool raise_keys() const {
         const int width = source.key.width;
+        lanes::Words beyond{};
         for (int64_t s = 0; s < source.keys; ++s)
-            for (int i = 0; i < width; ++i)
-                lanes::store(powers + (s * width + i) * W, exp2.e_to(2.0f * source.key.get(s, i)));
+            for (int i = 0; i < width; ++i) {
+                const Lanes k = source.key.get(s, i);
+                if (source.real(s)) beyond |= ~(lanes::abs(k) <= LARGEST_KEY);
+                lanes::store(powers + (s * width + i) * W, exp2.e_to(2.0f * k));
+            }
+        for (int i = 0; i < W; ++i)
+            if (beyond[i]) return false;
+        return true;
     }
 
    protected:
     const Source source;
     const lanes::Exp2 exp2{};
-    bool by_powers;
     float* by_key;
+    bool by_powers;
 
-    Row(const Source& given, int64_t queries, Scratch& scratch)
-        : powers(floats(scratch, queries < FEWEST_QUERIES ? 0 : given.keys * given.key.width * W)), source(given),
-          by_powers(queries >= FEWEST_QUERIES && small()), by_key(floats(scratch, given.keys + W)) {
-        if (by_powers) raise_keys();
-    }
+    Row(const Source& given, Scratch& scratch)
+        : powers(floats(scratch, given.keys * given.key.width * W)), source(given),
+          by_key(floats(scratch, given.keys + W)), by_powers(raise_keys()) {}
 
     // The query as `share` takes it.
     void prepare(const float* query, float* prepared) const {
@@ -114,9 +112,8 @@ class Forward : Row {
     float* query;
 
    public:
-    // queries: how many there will be
-    Forward(const Source& given, int64_t queries, Scratch& scratch)
-        : Row(given, queries, scratch), query(floats(scratch, given.key.width * W)) {}
+    Forward(const Source& given, Scratch& scratch)
+        : Row(given, scratch), query(floats(scratch, given.key.width * W)) {}
 
     // The weight of each key, and the context: `value.width` lanes.
     void attend(const float* to, float* weights, float* context) const {
@@ -185,18 +182,17 @@ class Backward : Row {
 
     const Vectors dkey;
     float* const dv;
-    int64_t stride;                // an odd number of cache lines, so that a column does not fall into few sets
-    float *queries, *dscores;      // [pending][feature], [pending][key]
+    const int64_t stride;      // an odd number of vectors, so that a column does not fall into few sets of the cache
+    float *queries, *dscores;  // [pending][feature], [pending][key]
     int pending = 0;
 
    public:
     // dkey and dv (as v) are set to 0, and are whole after `finish`.
-    Backward(const Source& given, const Vectors& dkey, float* dv, int64_t queries, Scratch& scratch)
-        : Row(given, queries, scratch), dkey(dkey), dv(dv), stride(((given.keys + W - 1) / W | 1) * W),
+    Backward(const Source& given, const Vectors& dkey, float* dv, Scratch& scratch)
+        : Row(given, scratch), dkey(dkey), dv(dv), stride(((given.keys + W - 1) / W | 1) * W),
           queries(floats(scratch, PENDING * given.key.width * W)), dscores(floats(scratch, PENDING * stride)) {
         for (int64_t s = 0; s < source.keys; ++s) std::fill_n(dkey[s], source.key.width * W, 0.0f);
         std::fill_n(dv, source.key.width * W, 0.0f);
-        std::fill_n(dscores, PENDING * stride, 0.0f);
     }
 
     // The gradient of a query.
@@ -221,6 +217,7 @@ class Backward : Row {
         float mean = 0.0f;
         for (int64_t s = 0; s < source.keys; ++s) mean += source.real(s) ? weights[s] * by_key[s] : 0.0f;
         for (int64_t s = 0; s < source.keys; ++s) dscore[s] = source.real(s) ? weights[s] * (by_key[s] - mean) : 0.0f;
+        std::fill(dscore + source.keys, dscore + stride, 0.0f);
     }
 
     // From vector i on: COUNT at a time, then by fewer. The derivative of a score by q is 4 v share (1 - share).

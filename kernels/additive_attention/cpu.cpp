@@ -71,7 +71,7 @@ struct Row {
 void forward(const Problem& p, int64_t task, Scratch& scratch) {
     const Row row(p, task, scratch);
     const Table context(p.context, task, p.queries, p.width, scratch);
-    const additive::Forward attention(row.source(), p.queries, scratch);
+    const additive::Forward attention(row.source(), scratch);
     for (int64_t t = 0; t < p.queries; ++t) attention.attend(row.query[t], row.weights(t), context[t]);
     context.write();
 }
@@ -81,7 +81,7 @@ void backward(const Problem& p, int64_t task, Scratch& scratch) {
     const Table dcontext(p.dcontext, task, p.queries, p.width, scratch), dkey(p.dkey, task, p.keys, p.hidden, scratch);
     const Table dquery(p.dquery, task, p.queries, p.hidden, scratch), dv(p.dv, task, 1, p.hidden, scratch);
     dcontext.read();
-    additive::Backward attention(row.source(), dkey, dv.data, p.queries, scratch);
+    additive::Backward attention(row.source(), dkey, dv.data, scratch);
     for (int64_t t = 0; t < p.queries; ++t) attention.attend(row.query[t], row.weights(t), dcontext[t], dquery[t]);
     attention.finish();
     for (const Table* table : {&dquery, &dkey, &dv}) table->write();

@@ -76,7 +76,7 @@ class Forward : Group {
    public:
     Forward(const Problem& problem, int64_t task, Scratch& scratch) : Group(problem, task) {
         for (int r = 0; r < rows; ++r) {
-            attentions.emplace_back(source(r), p.steps, scratch);
+            attentions.emplace_back(source(r), scratch);
             queries[r] = additive::floats(scratch, p.A);
             products[r] = additive::floats(scratch, 3 * p.H);
         }
@@ -115,7 +115,7 @@ class Backward : Group {
         for (int r = 0; r < rows; ++r) {
             const int64_t row = first + r;
             const additive::Vectors dkey = vectors(p.dkey + row * p.keys * p.A, p.A);
-            attentions.emplace_back(source(r), dkey, p.dv + row * p.A, p.steps, scratch);
+            attentions.emplace_back(source(r), dkey, p.dv + row * p.A, scratch);
             dh[r] = additive::floats(scratch, p.H);
             std::copy_n(p.dlast + row * p.H, p.H, dh[r]);
         }
