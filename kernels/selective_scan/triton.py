@@ -6,41 +6,22 @@ without side effects, each with a fake implementation; the forward pass keeps ev
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import gpu, native
 from kernels.selective_scan.reference import with_groups
 
 RANK = 15
 FALLBACK = False
+why_not = gpu.why_not
 WORKSPACE = 2**28
 """Bytes that the sums of B's and C's gradients may take while they are made; time is cut to keep to it."""
 
 CHUNK = 32  # steps of a tile, and between kept states
 _CHANNELS = 4  # of a tile
-
-
-def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
-    """Why this backend cannot run such tensors here, with the remedy; None = it can."""
-    if device is not None and device.type != "cuda" and not _interpreted():
-        return f"it serves CUDA tensors, not {device.type}: move them, or take another backend"
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-        return f"it computes in float32, not {dtype}: take backend='reference'"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: torch's CUDA builds bring it (pip install triton)"
-    if not torch.cuda.is_available() and not _interpreted():
-        return "torch sees no GPU: is there one, and is torch built for it?"
-    return None
-
-
-def _interpreted() -> bool:
-    """Whether Triton is asked to run its programs on the CPU, slowly, as tests do."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def selective_scan(
@@ -62,8 +43,7 @@ def selective_scan(
     B, C = (_over_time(matrix, u, shared) for matrix in (B, C))
     floats = [None if t is None else t.float() for t in (A, D, delta_bias, initial_state)]
     tensors = (u, delta, floats[0], B, C, floats[1], z, floats[2], floats[3])
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, last_state, _ = scan(*tensors, delta_softplus, keep)
+    out, last_state, _ = scan(*tensors, delta_softplus, gpu.differentiable(*tensors))
     return out, last_state
 
 
@@ -105,7 +85,7 @@ def scan(
         _triton_kernels.forward[_grid(u, B, block["BD"])](
             *(u, delta, A, B, C, *_or(u, D, z, bias, initial), out, last, kept),
             *(u.shape[1], u.shape[2], A.shape[1], u.shape[1] // B.shape[1], -(-u.shape[2] // CHUNK)),
-            *(*u.stride(), *delta.stride(), *_strides(z), *out.stride(), *B.stride(), *C.stride()),
+            *(*u.stride(), *delta.stride(), *gpu.strides(z, 3), *out.stride(), *B.stride(), *C.stride()),
             HAS_D=D is not None,
             HAS_Z=z is not None,
             HAS_BIAS=bias is not None,
@@ -140,8 +120,7 @@ def _scan_results(
 
 def _block(A: Tensor, per_group: int) -> dict[str, int]:
     """The sizes of a tile."""
-    states = 1 << (A.shape[1] - 1).bit_length()
-    return {"BD": 1 if per_group == 1 else _CHANNELS, "NP": states, "T": CHUNK}
+    return {"BD": 1 if per_group == 1 else _CHANNELS, "NP": gpu.power_of_two(A.shape[1]), "T": CHUNK}
 
 
 def _grid(u: Tensor, B: Tensor, block: int) -> tuple[int, int]:
@@ -152,10 +131,6 @@ def _grid(u: Tensor, B: Tensor, block: int) -> tuple[int, int]:
 def _or(instead: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     """Something to point at where there is nothing; it is not read."""
     return [instead if tensor is None else tensor for tensor in tensors]
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if tensor is None else tensor.stride()
 
 
 @torch.library.custom_op("archlab::selective_scan_triton_backward", mutates_args=())
@@ -230,7 +205,7 @@ def _stretch(
             *(u, delta, A, B, C, *_or(u, D, z, bias), dout, flow, kept, like_u[0], like_u[1], like_u[-1]),
             *(dA, *parts, dD, dbias, flow_on),
             *(channels, length, states, channels // groups, groups, kept.shape[1], first, chunks),
-            *(*u.stride(), *delta.stride(), *_strides(z), *dout.stride(), *B.stride(), *C.stride()),
+            *(*u.stride(), *delta.stride(), *gpu.strides(z, 3), *dout.stride(), *B.stride(), *C.stride()),
             HAS_D=D is not None,
             HAS_Z=z is not None,
             HAS_BIAS=bias is not None,
@@ -276,9 +251,5 @@ def _differentiate(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Te
     return *native.given(tensors, gradients), None, None
 
 
-def _no_second_derivatives(ctx: Any, *gradients: Any) -> NoReturn:
-    raise RuntimeError("selective_scan: the backend 'triton' has no second derivatives: take backend='reference'")
-
-
 scan.register_autograd(_differentiate, setup_context=_save)
-scan_backward.register_autograd(_no_second_derivatives)
+scan_backward.register_autograd(gpu.no_second_derivatives("selective_scan"))

@@ -7,14 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+from contestants import backends
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 
 import kernels
 from kernels.additive_attention import cpu
 
-BACKENDS = list(kernels.backends("additive_attention"))
-FAST = [name for name in BACKENDS if name != "reference"]
+BACKENDS = backends("additive_attention")
+FAST = backends("additive_attention", but="reference")
 RESULTS = ("context", "dquery", "dkeys", "dvalues", "dv")
 
 
@@ -139,11 +140,12 @@ def test_compiles_as_one_graph(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_shorter_floats(backend: str) -> None:
-    tensors = [tensor.bfloat16() for tensor in draw()]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_shorter_floats(dtype: torch.dtype, backend: str) -> None:
+    tensors = [tensor.to(dtype) for tensor in draw()]
     context = kernels.additive_attention(*tensors, backend=backend)
     in_float32 = kernels.additive_attention(*(tensor.float() for tensor in tensors), backend=backend)
-    assert torch.equal(context, in_float32.bfloat16())
+    assert torch.equal(context, in_float32.to(dtype))
 
 
 def test_refuses_what_does_not_fit() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from contestants import backends
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 
 import kernels
 from kernels.causal_conv1d import cpu
 
-BACKENDS = list(kernels.backends("causal_conv1d"))
-FAST = [name for name in BACKENDS if name != "reference"]
+BACKENDS = backends("causal_conv1d")
+FAST = backends("causal_conv1d", but="reference")
 RESULTS = ("out", "final_states", "dx", "dweight", "dbias", "dinitial_states")
 
 
@@ -112,11 +113,12 @@ def test_defaults(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_shorter_floats_are_computed_in_float32(backend: str) -> None:
-    tensors = [tensor.bfloat16() for tensor in draw(20)]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_shorter_floats_are_computed_in_float32(dtype: torch.dtype, backend: str) -> None:
+    tensors = [tensor.to(dtype) for tensor in draw(20)]
     out, final = conv(tensors, backend)
-    assert (out.dtype, final.dtype) == (torch.bfloat16, torch.bfloat16)
-    assert torch.equal(out, conv([tensor.float() for tensor in tensors], backend)[0].bfloat16())
+    assert (out.dtype, final.dtype) == (dtype, dtype)
+    assert torch.equal(out, conv([tensor.float() for tensor in tensors], backend)[0].to(dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

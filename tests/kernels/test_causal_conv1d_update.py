@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from contestants import backends
 from tolerance import assert_as_good, nan_in_fresh_memory
 from torch import Tensor
 
 import kernels
 from kernels.causal_conv1d_update import cpu
 
-BACKENDS = list(kernels.backends("causal_conv1d_update"))
+BACKENDS = backends("causal_conv1d_update")
 
 
 def draw(width: int = 4, channels: int = 37, rows: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -48,13 +49,14 @@ def test_a_step_is_the_convolutions(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dtypes_are_kept(backend: str) -> None:
-    x, states, weight, bias = draw(dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dtypes_are_kept(dtype: torch.dtype, backend: str) -> None:
+    x, states, weight, bias = draw(dtype=dtype)
     wide = states.float()
     expected, after = convolved(x.float(), wide, weight.float(), bias.float())
     for given in (states, wide):
         out = kernels.causal_conv1d_update_(x, given, weight, bias, "silu", backend=backend)
-        assert torch.equal(out, expected.bfloat16())
+        assert torch.equal(out, expected.to(dtype))
         assert torch.equal(given, after.to(given.dtype))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from contestants import backends
 from scans import Case, as_float32
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import kernels
 from kernels.selective_state_update import cpu
 
-BACKENDS = list(kernels.backends("selective_state_update"))
-FAST = [name for name in BACKENDS if name != "reference"]
+BACKENDS = backends("selective_state_update")
+FAST = backends("selective_state_update", but="reference")
 CASES = {
     "all options": Case(1),
     "lanes filled": Case(1, channels=66, states=32, groups_B=1, groups_C=1),
