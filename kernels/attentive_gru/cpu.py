@@ -179,11 +179,14 @@ def _gradients(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, queries, hidden, weight_context, weight_hidden, _, *rest = inputs
+    ctx.set_materialize_grads(False)  # weights and gates, which are large, are not used outside
     ctx.save_for_backward(*output, queries, hidden, weight_context, weight_hidden, *rest)
 
 
-def _differentiate(ctx: Any, doutputs: Tensor, dcontexts: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, doutputs: Tensor | None, dcontexts: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     outputs, contexts, weights, _, _, hidden, *_ = ctx.saved_tensors
+    doutputs = torch.zeros_like(outputs) if doutputs is None else doutputs
+    dcontexts = torch.zeros_like(contexts) if dcontexts is None else dcontexts
     results = recur_backward(doutputs, dcontexts, *ctx.saved_tensors)
     dgates, dproduct, dcontext, dqueries, dkeys, dv, dhidden = results
     before = states_before(hidden, outputs).flatten(0, 1)

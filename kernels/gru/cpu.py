@@ -106,10 +106,11 @@ def _gradients(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, hidden, weight, _ = inputs
+    ctx.set_materialize_grads(False)  # nothing but the states is used outside
     ctx.save_for_backward(*output, hidden, weight)
 
 
-def _differentiate(ctx: Any, dstates: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+def _differentiate(ctx: Any, dstates: Tensor, _: None) -> tuple[Tensor, ...]:
     states, _, hidden, _ = ctx.saved_tensors
     dgates, dproduct, dhidden = recur_backward(dstates, *ctx.saved_tensors)
     product = dproduct.flatten(0, 1)

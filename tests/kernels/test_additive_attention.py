@@ -84,6 +84,29 @@ def test_nan_passes_through(backend: str) -> None:
     assert int(context.isnan().sum()) == context.shape[2]
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("large", ["keys", "queries", "both"])
+def test_numbers_whose_exponentials_are_too_large(large: str, backend: str) -> None:
+    query, keys, *rest = (tensor.float() for tensor in draw(70, 33, 20))
+    if large != "keys":
+        query = query * 40
+    if large != "queries":
+        keys = keys * 40
+    tensors = [query, keys, *rest]
+    plain, exact = results(direct, tensors, None), results(direct, [tensor.double() for tensor in tensors], None)
+    actual = results(partial(kernels.additive_attention, backend=backend), tensors, None)
+    assert_all_as_good(RESULTS, actual, plain, exact)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_terms_far_from_zero_on_both_sides_cancel(backend: str) -> None:
+    """tanh(q + k) where q and -k are large and near each other, on either side of the largest key for exponentials."""
+    keys = torch.tensor([16.5, 17.5])[:, None, None] + torch.linspace(-0.4, 0.4, 9)[:, None]
+    query, values, v = torch.full((2, 1, 1), -17.0), torch.eye(9).expand(2, 9, 9), torch.ones(1)
+    weights = kernels.additive_attention(query, keys, values, v, backend=backend)
+    torch.testing.assert_close(weights, direct(query.double(), keys.double(), values.double(), v.double()).float())
+
+
 def test_gradcheck() -> None:
     leaves = [tensor.requires_grad_() for tensor in draw(2, 3, 2, 2)]
     mask = torch.tensor([[0, 1, 1], [0, 0, 0]], dtype=torch.bool)

@@ -58,13 +58,14 @@ def test_reference_is_torchs_cell_and_our_attention() -> None:
     assert torch.equal(last, states[:, -1])
 
 
-SIZES = [(1, 1, 1, 1, 1), (4, 7, 5, 6, 3), (3, 16, 16, 16, 16), (20, 65, 40, 33, 130), (9, 300, 128, 64, 256)]
+SIZES = [(1, 1, 1, 1, 1), (4, 7, 5, 6, 3), (3, 16, 16, 16, 16), (70, 65, 40, 33, 130), (9, 300, 128, 64, 256)]
 
 
+@pytest.mark.parametrize("rows", [2, 5])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_values_and_gradients(sizes: tuple[int, ...]) -> None:
-    tensors = [tensor.float() for tensor in draw(*sizes)]
-    mask = torch.arange(sizes[1]).remainder(3).ne(1).expand(2, -1)
+def test_values_and_gradients(sizes: tuple[int, ...], rows: int) -> None:
+    tensors = [tensor.float() for tensor in draw(*sizes, rows=rows)]
+    mask = torch.arange(sizes[1]).remainder(3).ne(1).expand(rows, -1)
     plain, exact = (
         results(partial(kernels.attentive_gru, backend="reference"), given, mask)
         for given in (tensors, [tensor.double() for tensor in tensors])
@@ -87,6 +88,20 @@ def test_masked_keys_do_not_matter_and_a_row_without_keys_is_finite(backend: str
     for clean, dirty in pairs:
         assert torch.equal(clean, dirty)
         assert clean.isfinite().all()
+
+
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_gradients_of_one_result_alone(used: int) -> None:
+    tensors = [tensor.float() for tensor in draw()]
+    alone = [
+        results(
+            lambda *given, backend=backend: kernels.attentive_gru(*given, backend=backend)[used : used + 1],
+            tensors,
+            MASK,
+        )
+        for backend in ("cpu", "reference")
+    ]
+    torch.testing.assert_close(*alone)
 
 
 def test_gradcheck() -> None:
