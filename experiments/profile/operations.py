@@ -121,16 +121,25 @@ OWN: dict[str, Callable[[Any], int]] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     **{f"archlab::selective_scan_{backend}": lambda args: _scan(args, 1) for backend in ("cpu", "cuda", "triton")},
     **{f"archlab::selective_scan_{backend}_backward": _scan_backward for backend in ("cpu", "cuda", "triton")},
-    "archlab::selective_state_update_cpu": lambda args: 9 * args[0].numel(),
-    "archlab::selective_state_update_cpu_": lambda args: 9 * args[0].numel(),
+    **{
+        f"archlab::selective_state_update_{backend}": lambda args: 9 * args[0].numel()
+        for backend in ("cpu", "cpu_", "triton", "triton_")
+    },
     "archlab::selective_state_update_cpu_backward": lambda args: 27 * args[2].numel(),
     "archlab::attention_cpu": _attention,
     "archlab::attention_cpu_backward": _attention_backward,
-    "archlab::causal_conv1d_cpu": lambda args: _convolution(args, 1),
-    "archlab::causal_conv1d_cpu_backward": lambda args: _convolution(args[1:], 2),
-    "archlab::causal_conv1d_update_cpu_": lambda args: _convolution((args[0], args[2]), 1),
-    "archlab::additive_attention_cpu": lambda args: _additive(args, 1),
+    **{f"archlab::causal_conv1d_{backend}": lambda args: _convolution(args, 1) for backend in ("cpu", "triton")},
+    **{
+        f"archlab::causal_conv1d_{backend}_backward": lambda args: _convolution(args[1:], 2)
+        for backend in ("cpu", "triton")
+    },
+    **{
+        f"archlab::causal_conv1d_update_{backend}_": lambda args: _convolution((args[0], args[2]), 1)
+        for backend in ("cpu", "triton")
+    },
+    **{f"archlab::additive_attention_{backend}": lambda args: _additive(args, 1) for backend in ("cpu", "triton")},
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
+    "archlab::additive_attention_triton_backward": lambda args: _additive(args[3:], 3),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
     "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),

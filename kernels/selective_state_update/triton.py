@@ -159,11 +159,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dout: Tensor, dnew: Tensor) -> tuple[Tensor | None, ...]:
-    tensors: tuple[Any, ...] = ctx.saved_tensors
-    again = torch.is_grad_enabled()
+    tensors, again = ctx.saved_tensors, torch.is_grad_enabled()
+    inputs: tuple[Any, ...] = (*tensors, ctx.softplus, False)
     followed = [tensor is not None and tensor.requires_grad for tensor in tensors]
     with torch.enable_grad():
-        values = reference.selective_state_update(*tensors, ctx.softplus, False)
+        values = reference.selective_state_update(*inputs)
         leaves = list(itertools.compress(tensors, followed))
         gradients = iter(torch.autograd.grad(values, leaves, (dout, dnew), create_graph=again))
     return *(next(gradients) if wanted else None for wanted in followed), None
