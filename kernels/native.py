@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from kernels import build
 
-_WORK_PER_THREAD = 2**21  # multiply-adds, about, that pay for starting a thread
+_WORK_PER_THREAD = 2**18  # multiply-adds, about, that pay for waking a thread
 _ABSENT = tuple((0,) * (1 + rank) for rank in range(6))
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that C++ reads and writes, as `TypedView` of tiles.h knows them."""

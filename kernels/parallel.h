@@ -1,6 +1,8 @@
 // Threads for independent tasks, and scratch memory for each.
 #pragma once
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -35,13 +37,43 @@ class Scratch {
     }
 };
 
+// What GCC makes of an OpenMP parallel region: run(argument) on as many threads as the caller's settings say (threads 0).
+using Region = void (*)(void (*run)(void*), void* argument, unsigned threads, unsigned flags);
+
+// That of the OpenMP which torch has loaded for all; null where there is none. Its threads are there already, and those
+// that have done torch's last product still look for work: others of ours would have to share the processors with them.
+inline Region torchs_region() {
+    static const auto found = reinterpret_cast<Region>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+}
+
+// loop() on so many threads, the caller's being one, or on fewer where there are no more to be had.
+template <class Loop>
+void on_threads(int64_t threads, const Loop& loop) {
+    if (threads <= 1) return loop();
+    if (const Region region = torchs_region()) {
+        auto join = [&loop, wanted = std::atomic<int64_t>(threads)]() mutable {
+            if (wanted.fetch_sub(1) > 0) loop();
+        };
+        return region([](void* argument) { (*static_cast<decltype(join)*>(argument))(); }, &join, 0, 0);
+    }
+    std::vector<std::thread> helpers;
+    try {
+        for (int64_t i = 1; i < threads; ++i) helpers.emplace_back(loop);
+    } catch (const std::exception&) {
+        // no more threads to be had: those there are do the work
+    }
+    loop();
+    for (auto& helper : helpers) helper.join();
+}
+
 // work(task, scratch) for every task, on at most so many threads; false if memory ran out. Which thread takes which
 // task is left to chance, so tasks must write to places of their own: then the result depends on neither.
 template <class Work>
 bool run(int64_t tasks, int64_t threads, const Work& work) {
     std::atomic<int64_t> next{0};
     std::atomic<bool> enough_memory{true};
-    auto loop = [&] {
+    on_threads(std::min(threads, tasks), [&] {
         lanes::FlushDenormals flush;
         try {
             Scratch scratch;
@@ -49,15 +81,7 @@ bool run(int64_t tasks, int64_t threads, const Work& work) {
         } catch (const std::bad_alloc&) {
             enough_memory = false;
         }
-    };
-    std::vector<std::thread> helpers;
-    try {
-        for (int64_t i = 1; i < std::min(threads, tasks); ++i) helpers.emplace_back(loop);
-    } catch (const std::exception&) {
-        // no more threads to be had: those there are do the work
-    }
-    loop();
-    for (auto& helper : helpers) helper.join();
+    });
     return enough_memory;
 }
 
