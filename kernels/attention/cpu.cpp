@@ -162,6 +162,12 @@ class Pass {
     Pass(const Problem& problem)
         : p(problem), width(p.padded()), padded_keys(Problem::round_up(p.keys, PANEL)) {}
 
+    // How many queries from `query` on meet the keys from `key` on: fewer where some keys are hidden from some of them, as
+    // what is hidden is computed in vain.
+    int64_t together(int64_t query, int64_t key) const {
+        return std::min(p.causal && query < key + KEYS ? QUERIES / 2 : QUERIES, p.queries - query);
+    }
+
     // Of the block: products (queries, keys) of the rows of `a` with panels.
     void multiply(float* to, const float* a, const float* panels, const Block& b) const {
         for (int64_t k = 0; k < b.keys; k += PANEL)
@@ -189,8 +195,8 @@ class Forward : Pass {
         pack(rows, width, p.key, row, of, 0, p.keys, padded_keys, p.features, 1.0f);
         turn(panels, rows, padded_keys, width);
         pack(value, width, p.value, row, of, 0, p.keys, padded_keys, p.features, 1.0f);
-        for (int64_t first = 0; first < p.queries; first += QUERIES) {
-            const int64_t count = std::min(QUERIES, p.queries - first);
+        for (int64_t first = 0, count; first < p.queries; first += count) {
+            count = together(first, first);
             pack(query, width, p.query, row, head, first, count, QUERIES, p.features, p.scale());
             attend(first, count);
             write(row, head, first, count);
@@ -298,8 +304,10 @@ class Backward : Pass {
             lanes::store(means + t, products(dout + t * width, dquery + t * width));
         std::fill_n(dquery, padded_queries * width, 0.0f);
         for (int64_t k = 0; k < p.keys; k += KEYS)
-            for (int64_t q = p.causal ? k / QUERIES * QUERIES : 0; q < p.queries; q += QUERIES)
-                through(Block(p, q, std::min(QUERIES, p.queries - q), k), p.normalizers(row, head) + q);
+            for (int64_t q = p.causal ? k : 0, count; q < p.queries; q += count) {
+                count = together(q, k);
+                through(Block(p, q, count, k), p.normalizers(row, head) + q);
+            }
         unpack(p.dquery, row, head, 0, dquery, width, p.queries, p.features, p.scale());
     }
 
