@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import platform
 import shutil
 import subprocess
@@ -61,7 +62,7 @@ def _verdict(finding: Finding) -> tuple[str, str]:
 def examine() -> Iterator[Finding]:
     """Every finding, from the interpreter up. A part that raises is itself a finding, never the end of the listing."""
     parts: list[Callable[[], Iterator[Finding]]] = [_python, _dependencies, _name_clash, _compiler, _backends, _devices]
-    for part in [*parts, _memory, _corpus]:
+    for part in [*parts, _on_gpus, _memory, _corpus]:
         try:
             yield from part()
         except Exception as error:
@@ -151,6 +152,27 @@ def _devices() -> Iterator[Finding]:
         yield Finding(f"device cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB")
     if torch.backends.mps.is_available():
         yield Finding("device mps", "Apple GPU")
+
+
+def _on_gpus() -> Iterator[Finding]:
+    """What `auto` takes on a GPU for each operation, and why not what it would rather take there."""
+    import torch
+
+    import kernels
+
+    if not torch.cuda.is_available():
+        yield Finding("kernels on GPUs", "torch sees no GPU here: every operation runs on the CPU")
+        return
+    for operation in kernels.operations():
+        reasons = kernels.backends(operation, torch.bfloat16, "cuda")
+        yield Finding(f"{operation} on cuda", _chosen(reasons))
+
+
+def _chosen(reasons: dict[str, str | None]) -> str:
+    """The first backend that can run, and why those before it cannot; that one for CPUs cannot goes without saying."""
+    rather = [f"{name}: {why}" for name, why in itertools.takewhile(lambda item: item[1], reasons.items())]
+    chosen = next(name for name, why in reasons.items() if why is None)
+    return "; not ".join([chosen, *(reason for reason in rather if not reason.startswith("cpu: "))])
 
 
 def _processor() -> str:

@@ -74,6 +74,18 @@ def test_doctor_without_a_compiler(archlab: Archlab, tmp_path: Path) -> None:
     assert "miss   selective_scan/cpu" in done.stdout
 
 
+def test_doctor_says_what_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def findings() -> dict[str, str]:
+        return {finding.name: finding.found for finding in doctor.examine()}
+
+    reasons = {"cpu": "it serves CPU tensors", "cuda": "no NVRTC", "triton": None, "reference": None}
+    monkeypatch.setattr(kernels, "backends", lambda operation, *tensors: reasons)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch sees no GPU" in findings()["kernels on GPUs"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert findings()["selective_scan on cuda"] == "triton; not cuda: no NVRTC"
+
+
 def test_a_part_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise OSError("no such thing")

@@ -117,7 +117,8 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used ({reason}): leave --device out to measure the CPU") from error
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments import measure
-from kernels import ceilings
+from kernels import ceilings, gpu_ceilings
 
 LEAST, MOST = 3, 30
 """Timings of each contestant: at least, at most."""
@@ -26,8 +26,8 @@ Work = Callable[[], Any]
 class Case:
     """One line of the table: something to compute, by us and by others.
 
-    floor: ceiling -> how much of it is needed at least: 'exp' and 'tanh' (numbers), 'copy' (bytes read or written),
-    'gemm' (floating point operations). together: whether these add up; else the largest counts.
+    floor: ceiling -> how much of it is needed at least: 'exp' and 'reciprocal' (numbers), 'copy' (bytes read or
+    written), 'gemm' (floating point operations). together: whether these add up; else the largest counts.
     peers: name -> what does the same, or why there is nothing.
     elements: how many numbers are computed, where the time of one is of interest.
     """
@@ -54,16 +54,33 @@ def ceiling(name: str, device: torch.device) -> tuple[Work, float] | None:
         size = 768 if device.type == "cpu" else 8192
         left, right = (torch.randn(size, size, device=device) for _ in range(2))
         return lambda: left @ right, 2 * size**3
-    return ceilings.vector(name, 2**25) if device.type == "cpu" else None
+    return ceilings.vector(name, 2**25) if device.type == "cpu" else gpu_ceilings.vector(name, 2**34, device)
 
 
 def timed(work: Work, device: torch.device) -> float:
-    """Seconds that it takes until the device is done."""
+    """Seconds that it takes until the device is done, of which launching may be a part."""
     _synchronize(device)
     begun = time.perf_counter()
     work()
     _synchronize(device)
     return time.perf_counter() - begun
+
+
+def captured(work: Work) -> Work | str:
+    """The work as one CUDA graph, so that nothing is launched by itself, or why it cannot be."""
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is compiled or allocated once must not be captured
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        return f"cannot be captured ({str(error).splitlines()[0][:80]})"
+    return graph.replay
 
 
 def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 import archs
 from archs.attention import Cache
 from archs.contract import Lease
-from experiments.bench._decoding import CONTEXTS, LAYERS, ROOM, ROWS, floor, one_token
+from experiments.bench._decoding import CONTEXTS, LAYERS, ROOM, ROWS, as_graph, floor, one_token
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
 from experiments.bench._steps import VOCABULARY, random_ids
@@ -39,7 +39,9 @@ def _case(width: int, rows: int, context: int, device: torch.device) -> Case:
     ours = one_token(state, lambda state, token: model.decode(state, token)[1], token)
     peers = {"transformers": peer("transformers", lambda module: _transformers(module, model.config, token, context))}
     read = LAYERS * 2 * 4.0 * rows * kv_heads * (width // heads) * context
-    return Case(f"d_model={width}, {rows} rows after {context}", ours, floor(model, read), peers)
+    return Case(
+        f"d_model={width}, {rows} rows after {context}", ours, floor(model, read), as_graph(ours, token) | peers
+    )
 
 
 def _as_after(state: Cache, context: int) -> Cache:

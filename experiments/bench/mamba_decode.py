@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import archs
-from experiments.bench._decoding import CONTEXTS, LAYERS, ROOM, ROWS, floor, one_token
+from experiments.bench._decoding import CONTEXTS, LAYERS, ROOM, ROWS, as_graph, floor, one_token
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
 from experiments.bench._steps import VOCABULARY, random_ids
@@ -36,7 +36,12 @@ def _case(width: int, rows: int, context: int, device: torch.device) -> Case:
         "transformers": peer("transformers", lambda module: _transformers(module, width, ids)),
         "mambapy": peer("mambapy.mamba", lambda module: _mambapy(module, width, ids)),
     }
-    return Case(f"d_model={width}, {rows} rows after {context}", ours, floor(model, 2.0 * state.nbytes), peers)
+    return Case(
+        f"d_model={width}, {rows} rows after {context}",
+        ours,
+        floor(model, 2.0 * state.nbytes),
+        as_graph(ours, ids) | peers,
+    )
 
 
 def _transformers(module: Any, width: int, ids: Tensor) -> Work:

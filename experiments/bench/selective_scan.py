@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield _case("forward", 1, 32, length, device, peers=False)
     for backward in (False, True):
         yield _calls(backward, device)
+    if device.type == "cuda":
+        yield from _on_gpu(device)
+
+
+def _on_gpu(device: torch.device) -> Iterator[Case]:
+    """As models are trained there, in bfloat16, against what is made for GPUs alone."""
+    for rows, length in ((1, 2**11), (8, 2**11), (1, 2**16), (1, 2**20)):
+        for mode in ("forward", "forward+backward"):
+            yield _case(mode, rows, 1536, length, device, dtype=torch.bfloat16, among=("our triton", "mamba_ssm"))
 
 
 def _case(
@@ -43,7 +52,9 @@ def _case(
     device: torch.device,
     peers: bool = True,
     dtype: torch.dtype = torch.float32,
+    among: Collection[str] = (),
 ) -> Case:
+    """among: the only peers to be asked, if any are named."""
     tensors = draw(rows, channels, length, device, dtype)
     backward = mode != "forward"
     elements = rows * channels * length
@@ -61,9 +72,13 @@ def _case(
     }
     if backward or not peers:
         del contestants["associative_scan, compiled"]  # has no backward pass on a CPU
+    if device.type == "cuda":
+        contestants["our triton"] = lambda: _ours(tensors, "triton")
+    if among:
+        contestants = {name: contestants[name] for name in among}
     works = {name: c if isinstance(c, str) else _in_mode(c, tensors, backward) for name, c in contestants.items()}
     ours = _in_mode(lambda: _ours(tensors, "auto"), tensors, backward)
-    if backward:
+    if backward and not among:
         works["our forward pass alone"] = _in_mode(lambda: _ours(tensors, "auto"), tensors, False)
     name = f"{mode} B={rows} D={channels} L={length}" + (f" {dtype}" if dtype != torch.float32 else "")
     return Case(name, ours, floor, works if peers else {}, elements=elements)

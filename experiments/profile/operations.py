@@ -139,7 +139,7 @@ OWN: dict[str, Callable[[Any], int]] = {
     },
     **{f"archlab::additive_attention_{backend}": lambda args: _additive(args, 1) for backend in ("cpu", "triton")},
     "archlab::additive_attention_cpu_backward": lambda args: _additive(args[2:], 2),
-    "archlab::additive_attention_triton_backward": lambda args: _additive(args[3:], 3),
+    "archlab::additive_attention_triton_backward": lambda args: _additive(args[3:], 4),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
     "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),
