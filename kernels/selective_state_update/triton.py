@@ -7,7 +7,6 @@ waits for the GPU, so that a step can be captured in a graph.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -159,14 +158,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dout: Tensor, dnew: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, again = ctx.saved_tensors, torch.is_grad_enabled()
-    inputs: tuple[Any, ...] = (*tensors, ctx.softplus, False)
-    followed = [tensor is not None and tensor.requires_grad for tensor in tensors]
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
+        # views, so that one tensor given twice has two gradients
+        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        inputs: tuple[Any, ...] = (*tensors, ctx.softplus, False)
         values = reference.selective_state_update(*inputs)
-        leaves = list(itertools.compress(tensors, followed))
+        leaves = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
         gradients = iter(torch.autograd.grad(values, leaves, (dout, dnew), create_graph=again))
-    return *(next(gradients) if wanted else None for wanted in followed), None
+    return *(None if tensor is None or not tensor.requires_grad else next(gradients) for tensor in tensors), None
 
 
 update.register_autograd(_differentiate, setup_context=_save)

@@ -74,6 +74,14 @@ def test_values_and_gradients(case: str, backend: str) -> None:
     assert_all_as_good(actual, actual.values(), plain.values(), exact.values())
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_one_tensor_given_twice_has_the_gradients_of_both(backend: str) -> None:
+    tensors = as_float32(Case(1))
+    state, matrix = tensors["initial_state"], tensors["B"].requires_grad_()
+    outputs = [step(tensors | {"C": matrix}, 0, state, backend=name)[0] for name in (backend, "reference")]
+    torch.testing.assert_close(*(torch.autograd.grad(out.sum(), matrix) for out in outputs))
+
+
 def test_gradcheck() -> None:
     tensors = {k: v.requires_grad_() for k, v in Case(1, channels=2, states=2).draw().items()}
     names = list(tensors)
