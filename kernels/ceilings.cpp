@@ -29,6 +29,6 @@ extern "C" int ceiling_exp(int64_t tasks, int64_t threads) {
     return run(tasks, threads, [&](Lanes x) { return exp2(x, lanes::all(lanes::LOG2E)); });
 }
 
-extern "C" int ceiling_tanh(int64_t tasks, int64_t threads) {
-    return run(tasks, threads, [](Lanes x) { return lanes::tanh(x); });
+extern "C" int ceiling_reciprocal(int64_t tasks, int64_t threads) {
+    return run(tasks, threads, [](Lanes x) { return lanes::reciprocal(1.0f - x); });
 }

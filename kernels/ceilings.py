@@ -21,7 +21,7 @@ def library() -> ctypes.CDLL | build.BuildError:
 def vector(function: str, count: int) -> tuple[Callable[[], None], int]:
     """What computes a function of about so many numbers in the nearest cache, on torch's threads; and of how many.
 
-    function: 'exp' or 'tanh'. Without a compiler torch computes it, of numbers that fit into a small cache.
+    function: 'exp' or 'reciprocal'. Without a compiler torch computes it, of numbers that fit into a small cache.
     """
     built = library()
     if isinstance(built, build.BuildError):

@@ -38,6 +38,11 @@ def _case(rows: int, queries: int, keys: int, hidden: int, width: int, backward:
         return both if backward else forward
 
     terms = rows * queries * keys
-    floor = {"tanh": terms * hidden * (2.0 if backward else 1.0), "gemm": 2.0 * terms * width * (3 if backward else 1)}
+    passes = 2.0 if backward else 1.0
+    floor = {  # a term of a score is a reciprocal if the exponentials of queries and keys are at hand
+        "reciprocal": passes * terms * hidden,
+        "exp": passes * rows * (queries + keys) * hidden,
+        "gemm": 2.0 * terms * width * (3 if backward else 1),
+    }
     name = f"forward{'+backward' if backward else ''} B={rows} T={queries} S={keys} H={hidden} E={width}"
-    return Case(name, mode(kernels.additive_attention), floor, {"written directly": mode(direct)})
+    return Case(name, mode(kernels.additive_attention), floor, {"written directly": mode(direct)}, together=True)

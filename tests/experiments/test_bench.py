@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Archlab
 from rich.console import Console
 
 from experiments import bench
@@ -48,7 +49,9 @@ def test_a_peer_that_fails_is_named_and_ours_that_fails_is_an_error() -> None:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_the_floor_is_the_largest_or_the_sum(together: bool) -> None:
-    record = quiet(Case("two", lambda: None, {"copy": 1e9, "exp": 1e9, "tanh": 1.0, "gemm": 1.0}, together=together))
+    record = quiet(
+        Case("two", lambda: None, {"copy": 1e9, "exp": 1e9, "reciprocal": 1.0, "gemm": 1.0}, together=together)
+    )
     floors = record["floors"].values()
     assert record["floor_seconds"] == pytest.approx(sum(floors) if together else max(floors))
     assert all(rate > 1e6 for rate in record["ceilings"].values())
@@ -75,3 +78,17 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         bench.bench(["selective_scn"], None, tmp_path / "x", Console())
     with pytest.raises(UserError, match="--device nowhere cannot be used"):
         bench.bench(None, "nowhere", tmp_path / "x", Console())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+def test_without_a_gpu_one_sentence_says_so(archlab: Archlab) -> None:
+    done = archlab("bench", "--device", "cuda")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("archlab: --device cuda cannot be used (")
+    assert done.stderr.endswith("): leave --device out to measure the CPU\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+def test_what_cannot_be_captured_says_why() -> None:
+    assert str(_measure.captured(lambda: None)).startswith("cannot be captured (")
