@@ -44,6 +44,44 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+class Eager(torch.autograd.Function):
+    """An operator's passes in eager mode: `work`, then what was registered with the operator for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, work: Callable[..., Any], save: Callable[..., None], backward: Callable, *inputs: Any) -> Any:
+        output = work(*inputs)
+        save(ctx, inputs, output)
+        ctx.differentiate = backward
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return None, None, None, *ctx.differentiate(ctx, *gradients)
+
+
+def run(
+    operator: Callable[..., Any],
+    work: Callable[..., Any],
+    save: Callable[..., None],
+    differentiate: Callable[..., tuple[Any, ...]],
+    tensors: Sequence[Tensor | None],
+    *settings: Any,
+) -> Any:
+    """The operator, or `work`, which is what it does, where nothing but eager mode will see it."""
+    if not plain(*tensors):
+        return operator(*tensors, *settings)
+    if torch.is_grad_enabled() and any_requires_grad(*tensors):
+        return Eager.apply(work, save, differentiate, *tensors, *settings)
+    return work(*tensors, *settings)
+
+
+def run_backward(
+    operator: Callable[..., Any], work: Callable[..., Any], tensors: Sequence[Tensor | None], *settings: Any
+) -> Any:
+    """The same of an operator that is a backward pass, and knows no other."""
+    return (operator if torch.is_grad_enabled() or not plain(*tensors) else work)(*tensors, *settings)
+
+
 def numbers(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     """Address and `rank` strides of a tensor, as a C structure holds them; all 0 where there is none.
 

@@ -33,7 +33,8 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
     """See `kernels.attention`. Returns (B, Hq, T, E)."""
-    out, _ = attend(query.float(), keys.float(), values.float(), causal)
+    given = query.float(), keys.float(), values.float()
+    out, _ = native.run(attend, _attend, _save, _differentiate, given, causal)
     return out.to(query.dtype)
 
 
@@ -57,6 +58,11 @@ def _solve(function: str, causal: bool, normalizer: Tensor, *tensors: Tensor | N
 @torch.library.custom_op("archlab::attention_cpu", mutates_args=(), device_types="cpu")
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """The forward pass, all float32: out (B, Hq, T, E), and the logarithm of each softmax's sum (B, Hq, T)."""
+    return _attend(query, keys, values, causal)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The operator `attend`, at work."""
     out, normalizer = results = _attended(query, keys, values, causal)
     _solve("attention_forward", causal, normalizer, query, keys, values, out)
     return results
@@ -75,6 +81,13 @@ def attend_backward(
     dout: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, normalizer: Tensor, causal: bool
 ) -> list[Tensor]:
     """The gradients of query, keys and values."""
+    return _attend_backward(dout, query, keys, values, out, normalizer, causal)
+
+
+def _attend_backward(
+    dout: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, normalizer: Tensor, causal: bool
+) -> list[Tensor]:
+    """The operator `attend_backward`, at work."""
     gradients = _gradients(dout, query, keys, values, out, normalizer, causal)
     _solve("attention_backward", causal, normalizer, query, keys, values, out, dout, *gradients)
     return gradients
@@ -93,7 +106,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *attend_backward(dout, *ctx.saved_tensors, ctx.causal), None
+    given = dout, *ctx.saved_tensors
+    return *native.run_backward(attend_backward, _attend_backward, given, ctx.causal), None
 
 
 attend.register_autograd(_differentiate, setup_context=_save)

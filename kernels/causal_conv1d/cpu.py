@@ -41,7 +41,8 @@ def causal_conv1d(
     history = weight.shape[1] - 1
     bias = None if bias is None else bias.float()
     initial = None if initial_states is None else initial_states.float()
-    out = convolve(x.float(), weight.float(), bias, initial, silu)
+    given = x.float(), weight.float(), bias, initial
+    out = native.run(convolve, _convolve, _save, _differentiate, given, silu)
     before = x.new_zeros(*x.shape[:2], history) if initial_states is None else initial_states.to(x.dtype)
     columns = torch.cat([before, x[:, :, max(0, x.shape[2] - history) :]], dim=2)
     return out.to(x.dtype), columns[:, :, columns.shape[2] - history :].clone()
@@ -66,6 +67,11 @@ def _solve(function: str, silu: bool, **tensors: Tensor | None) -> None:
 @torch.library.custom_op("archlab::causal_conv1d_cpu", mutates_args=(), device_types="cpu")
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, silu: bool) -> Tensor:
     """The forward pass, all float32: out (B, D, L)."""
+    return _convolve(x, weight, bias, initial, silu)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, silu: bool) -> Tensor:
+    """The operator `convolve`, at work."""
     out = torch.empty_like(x)
     _solve("causal_conv1d_forward", silu, x=x, weight=weight, bias=bias, initial=initial, out=out)
     return out
@@ -81,6 +87,13 @@ def convolve_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, silu: bool
 ) -> list[Tensor]:
     """The gradients of x, weight, bias and initial; empty for those that are absent."""
+    return _convolve_backward(dout, x, weight, bias, initial, silu)
+
+
+def _convolve_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor | None, silu: bool
+) -> list[Tensor]:
+    """The operator `convolve_backward`, at work."""
     dx, dweight, dbias, dinitial = _rooms(x, weight, bias, initial)
     given = {"x": x, "weight": weight, "bias": bias, "initial": initial, "dout": dout}
     _solve("causal_conv1d_backward", silu, **given, dx=dx, dweight=dweight, dbias=dbias, dinitial=dinitial)
@@ -118,7 +131,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradients = convolve_backward(dout, *tensors, ctx.silu)
+    gradients = native.run_backward(convolve_backward, _convolve_backward, (dout, *tensors), ctx.silu)
     return *native.given(tensors, gradients), None
 
 

@@ -37,8 +37,7 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `kernels.rms_norm`. Returns (..., D)."""
     given = x.float().contiguous(), weight.float().contiguous()
-    eager = not torch.is_grad_enabled() and native.plain(*given)
-    return (_normalize if eager else normalize)(*given, eps).to(x.dtype)
+    return native.run(normalize, _normalize, _save, _differentiate, given, eps).to(x.dtype)
 
 
 def _solve(function: str, eps: float, x: Tensor, *others: Tensor) -> None:
@@ -70,6 +69,11 @@ def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @torch.library.custom_op("archlab::rms_norm_cpu_backward", mutates_args=(), device_types="cpu")
 def normalize_backward(dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight."""
+    return _normalize_backward(dout, x, weight, eps)
+
+
+def _normalize_backward(dout: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The operator `normalize_backward`, at work."""
     dx = torch.empty_like(x)
     dweight = x.new_empty(-(-x.shape[:-1].numel() // _ROWS), len(weight))
     _solve("rms_norm_backward", eps, x, weight, dout.contiguous(), dx, dweight)
@@ -87,7 +91,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    return *normalize_backward(dout, *ctx.saved_tensors, ctx.eps), None
+    given = dout, *ctx.saved_tensors
+    return *native.run_backward(normalize_backward, _normalize_backward, given, ctx.eps), None
 
 
 normalize.register_autograd(_differentiate, setup_context=_save)

@@ -33,8 +33,7 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `kernels.rotary`. Returns (B, H, T, E)."""
     given = x.float(), cos.float().contiguous(), sin.float().contiguous()
-    eager = not torch.is_grad_enabled() and native.plain(*given)
-    return (_turn if eager else turn)(*given, False).to(x.dtype)
+    return native.run(turn, _turn, _save, _differentiate, given, False).to(x.dtype)
 
 
 @torch.library.custom_op("archlab::rotary_cpu", mutates_args=(), device_types="cpu")
@@ -68,7 +67,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    return turn(dout, *ctx.saved_tensors, not ctx.back), None, None, None
+    given = dout, *ctx.saved_tensors
+    return native.run(turn, _turn, _save, _differentiate, given, not ctx.back), None, None, None
 
 
 turn.register_autograd(_differentiate, setup_context=_save)

@@ -33,9 +33,7 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 
 def swiglu(x: Tensor) -> Tensor:
     """See `kernels.swiglu`. Returns (..., E)."""
-    given = x.float().contiguous()
-    eager = not torch.is_grad_enabled() and native.plain(given)
-    return (_gate if eager else gate)(given).to(x.dtype)
+    return native.run(gate, _gate, _save, _differentiate, (x.float().contiguous(),)).to(x.dtype)
 
 
 def _solve(function: str, x: Tensor, *others: Tensor) -> None:
@@ -66,6 +64,11 @@ def _gate(x: Tensor) -> Tensor:
 @torch.library.custom_op("archlab::swiglu_cpu_backward", mutates_args=(), device_types="cpu")
 def gate_backward(dout: Tensor, x: Tensor) -> Tensor:
     """The gradient of x."""
+    return _gate_backward(dout, x)
+
+
+def _gate_backward(dout: Tensor, x: Tensor) -> Tensor:
+    """The operator `gate_backward`, at work."""
     dx = torch.empty_like(x)
     _solve("swiglu_backward", x, dout.contiguous(), dx)
     return dx
@@ -80,8 +83,8 @@ def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, dout: Tensor) -> Tensor:
-    return gate_backward(dout, *ctx.saved_tensors)
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor]:
+    return (native.run_backward(gate_backward, _gate_backward, (dout, *ctx.saved_tensors)),)
 
 
 gate.register_autograd(_differentiate, setup_context=_save)
