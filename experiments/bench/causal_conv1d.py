@@ -16,17 +16,28 @@ from experiments.bench._peers import peer
 
 def cases(device: torch.device) -> Iterator[Case]:
     """A large layer's, channels first and channels last, with and without gradients."""
-    for last in (False, True):
-        for backward in (False, True):
-            yield _case(1, 1536, 2048, 4, last, backward, device)
+    dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    for dtype in dtypes:
+        for last in (False, True):
+            for backward in (False, True):
+                yield _case(1, 1536, 2048, 4, last, backward, device, dtype)
 
 
-def _case(rows: int, channels: int, length: int, width: int, last: bool, backward: bool, device: torch.device) -> Case:
+def _case(
+    rows: int,
+    channels: int,
+    length: int,
+    width: int,
+    last: bool,
+    backward: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Case:
     shape = (rows, length, channels) if last else (rows, channels, length)
-    x = torch.randn(*shape, device=device)
+    x = torch.randn(*shape, device=device, dtype=dtype)
     x = (x.mT if last else x).requires_grad_()
-    weight = torch.randn(channels, width, device=device, requires_grad=True)
-    bias = torch.randn(channels, device=device, requires_grad=True)
+    weight = torch.randn(channels, width, device=device, dtype=dtype, requires_grad=True)
+    bias = torch.randn(channels, device=device, dtype=dtype, requires_grad=True)
 
     def mode(work: Work) -> Work:
         def forward() -> Tensor:
@@ -47,6 +58,7 @@ def _case(rows: int, channels: int, length: int, width: int, last: bool, backwar
     found = peer("causal_conv1d", lambda module: lambda: module.causal_conv1d_fn(x, weight, bias, activation="silu"))
     peers["causal_conv1d"] = found if isinstance(found, str) else mode(found)
     name = f"forward{'+backward' if backward else ''} B={rows} D={channels} L={length} W={width}"
-    floor = {"copy": 4.0 * x.numel() * (5 if backward else 2), "exp": x.numel() * (2.0 if backward else 1.0)}
+    name += f" {dtype}" if dtype != torch.float32 else ""
+    floor = {"copy": float(x.nbytes) * (5 if backward else 2), "exp": x.numel() * (2.0 if backward else 1.0)}
     ours = mode(lambda: kernels.causal_conv1d(x, weight, bias, activation="silu"))
     return Case(f"{name}{', channels last' if last else ''}", ours, floor, peers)

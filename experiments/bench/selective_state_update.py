@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 import kernels
-from experiments.bench._measure import Case
+from experiments.bench._measure import Case, Work
+from experiments.bench._peers import peer
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -32,5 +34,17 @@ def _case(rows: int, channels: int, states: int, device: torch.device) -> Case:
         with torch.inference_mode():
             kernels.selective_state_update_(*arguments, backend="reference")
 
+    theirs = peer("mamba_ssm.ops.triton.selective_state_update", lambda module: _mamba_ssm(module, arguments))
     floor = {"copy": 2.0 * state.nbytes, "exp": float(state.numel())}
-    return Case(f"in place B={rows} D={channels} N={states}", ours, floor, {"plain torch": plain})
+    return Case(f"in place B={rows} D={channels} N={states}", ours, floor, {"plain torch": plain, "mamba_ssm": theirs})
+
+
+def _mamba_ssm(module: Any, arguments: tuple[Any, ...]) -> Work:
+    if not arguments[0].is_cuda:
+        raise RuntimeError("needs CUDA")
+
+    def work() -> None:
+        with torch.inference_mode():
+            module.selective_state_update(*arguments)
+
+    return work
