@@ -300,18 +300,29 @@ LANES_INLINE void transpose(Lanes rows[W]) {
     if constexpr (W > 8) exchange<8>(rows);
 }
 
-// Lane i of the result is the sum over the lanes of rows[i]. The rows are overwritten.
-__attribute__((noinline)) inline Lanes sum_each(Lanes rows[W]) {
-    for (int span = W / 2; span > 0; span /= 2) {
-        Words low{}, high{};
-        for (int i = 0; i < W; ++i) {
-            low[i] = (i & ~span) + (i & span ? W : 0);
-            high[i] = low[i] + span;
-        }
-        for (int i = 0; i < span; ++i)
-            rows[i] = shuffle(rows[i], rows[i + span], low) + shuffle(rows[i], rows[i + span], high);
+// Rows i and i + span become one, whose lanes are sums of two lanes, `span` apart, of the one or the other.
+template <int span>
+LANES_INLINE void add_pairs(Lanes rows[2 * span]) {
+    Words own{}, other{};
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) {
+        own[i] = i & span ? W + i : i;
+        other[i] = own[i] ^ span;
     }
-    return rows[0];
+    LANES_UNROLL
+    for (int i = 0; i < span; ++i) rows[i] = shuffle(rows[i], rows[i + span], own) + shuffle(rows[i], rows[i + span], other);
+}
+
+// Lane i of the result is the sum over the lanes of rows[i].
+__attribute__((noinline)) inline Lanes sum_each(const Lanes rows[W]) {
+    Lanes sums[W];
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) sums[i] = rows[i];
+    if constexpr (W > 8) add_pairs<8>(sums);
+    if constexpr (W > 4) add_pairs<4>(sums);
+    add_pairs<2>(sums);
+    add_pairs<1>(sums);
+    return sums[0];
 }
 
 // Within its scope, numbers too small for a normal float are 0: a decayed state would otherwise run at a tenth of the

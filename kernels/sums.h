@@ -27,8 +27,11 @@ class TimeSums {
     Lanes& operator[](int term) { return recent[term]; }
     const Lanes* total(int block) const { return totals + block * count; }
 
-    void fold(int block) {
-        for (int i = 0; i < count; ++i) {
+    void fold(int block) { fold(block, 0, count); }
+
+    // So many of the terms, from `first` on.
+    void fold(int block, int first, int terms) {
+        for (int i = first; i < first + terms; ++i) {
             Lanes &sum = totals[block * count + i], &rest = lost[block * count + i];
             const Lanes term = recent[i] - rest, next = sum + term;
             rest = (next - sum) - term;

@@ -51,7 +51,7 @@ class Forward {
         tiles::load(d, p.delta, window);
         step_sizes(p, exp2, bias, steps, d, y, nullptr);
         const auto next = part.next(block, first, first + WINDOW);
-        const Ahead ahead = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
+        const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
         if (all_near(d, steps, rate + block * states, states)) run_steps<true>(block, steps, skip, ahead);
         else run_steps<false>(block, steps, skip, ahead);
         if (p.z) {
@@ -62,14 +62,14 @@ class Forward {
     }
 
     template <bool near>
-    void run_steps(int block, int steps, Lanes skip, const Ahead& ahead) {
+    void run_steps(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
         if (states == 16) run_states<near, 16>(block, steps, skip, ahead);
         else run_states<near, 0>(block, steps, skip, ahead);
     }
 
     // fixed: the number of states where it is known to the compiler, else 0.
     template <bool near, int fixed>
-    __attribute__((noinline)) void run_states(int block, int steps, Lanes skip, const Ahead& ahead) {
+    __attribute__((noinline)) void run_states(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
         const int count = fixed ? fixed : states;
         const lanes::Exp2 power = exp2;
         const Lanes* a = rate + block * count;
@@ -78,7 +78,7 @@ class Forward {
         for (int t = 0; t < steps; ++t) {
             const Lanes dt = d[t], x = dt * u[t];
             Lanes sum = skip * u[t];
-            fetch(ahead, t);
+            ahead[t % 4].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
                 const Lanes decay = near ? power(dt, a[n]) : lanes::exp2_product(dt, a[n]);

@@ -18,6 +18,7 @@ using parallel::Scratch;
 using tiles::TypedView;
 
 constexpr int WINDOW = SCAN_WINDOW;  // steps whose states the backward pass holds at a time
+constexpr int GROUP = 4;             // states that the backward pass holds in registers at a time
 
 // B or C. Variable: (rows, groups, states, steps). Constant: one "group" per channel, row and step strides 0.
 struct Matrix {
@@ -103,10 +104,6 @@ struct Part {
 };
 
 inline int window_length(const Problem& p) { return static_cast<int>(std::min<int64_t>(WINDOW, p.length)); }
-
-// Fetches four tensors' windows ahead, in turn, one turn of one of them per step.
-using Ahead = tiles::Ahead[4];
-LANES_INLINE void fetch(const Ahead& ahead, int t) { ahead[t % 4].fetch(t / 4); }
 
 template <class Work>
 void for_each(const Problem& p, int64_t tasks, const Work& work) {

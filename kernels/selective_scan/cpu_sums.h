@@ -22,28 +22,38 @@ struct Terms {
     }
 };
 
-// For each step and state of a window, the sum over the part's channels, of which lanes are added up last.
+// For each state and step of a window, the sum over the part's channels.
 class ChannelSums {
     const int states;
-    Lanes* terms_ = nullptr;  // [step][state]
+    Lanes* terms = nullptr;  // [state of a group][step of a few]: of one block
+    float* sums_ = nullptr;  // [state][step]
 
    public:
     ChannelSums(const Problem& p, bool wanted, Scratch& scratch) : states(static_cast<int>(p.states)) {
-        if (wanted) terms_ = scratch.take(window_length(p) * p.states + W);
+        if (!wanted) return;
+        terms = scratch.take(GROUP * sums::FOLD);
+        sums_ = reinterpret_cast<float*>(scratch.take(p.states * WINDOW / W));
     }
 
-    Lanes* terms(int t) { return terms_ + t * states; }
-
-    void clear(int steps) {
-        if (terms_) std::fill_n(terms_, steps * states, Lanes{});
+    void clear() {
+        if (sums_) std::fill_n(sums_, states * WINDOW, 0.0f);
     }
 
-    void write(float* to, int steps) {
-        for (int i = 0; terms_ && i < steps * states; i += W) {
-            const Lanes sums = lanes::sum_each(terms_ + i);
-            if (i + W <= steps * states) lanes::store(to + i, sums);
-            else for (int j = i; j < steps * states; ++j) to[j] = sums[j - i];
-        }
+    // The term of a block's lanes for the i-th of a few steps and the n-th state of a group.
+    Lanes& term(int n, int i) { return terms[n * sums::FOLD + i]; }
+
+    // Adds the terms of the few steps from `step` on and of `count` states from `state` on.
+    void add(int state, int count, int step) {
+        for (int n = 0; sums_ && n < count; ++n)
+            for (int i = 0; i < sums::FOLD; i += W) {
+                float* to = sums_ + (state + n) * WINDOW + step + i;
+                lanes::store(to, lanes::load(to) + lanes::sum_each(&term(n, i)));
+            }
+    }
+
+    // to: [state][step] of a row of so many steps.
+    void write(float* to, int64_t row, int steps) const {
+        for (int n = 0; sums_ && n < states; ++n) std::copy_n(sums_ + n * WINDOW, steps, to + n * row);
     }
 };
 
@@ -61,7 +71,7 @@ class Rooms {
 
    public:
     const Terms terms;
-    float *const dB, *const dC;  // [task][step][state]
+    float *const dB, *const dC;  // [task][state][step]
 
     Rooms(const Problem& problem, const Cut& c, Scratch& scratch)
         : p(problem), cut(c), blocks(cut.most_blocks()),
@@ -72,7 +82,7 @@ class Rooms {
         return times + (part.segment * cut.tasks + part.task) * blocks * terms.count;
     }
     float* over_channels(float* room, const Part& part, int64_t step) const {
-        return room + (part.task * p.length + step) * p.states;
+        return room + part.task * p.states * p.length + step;
     }
 
     void add_up() const {
@@ -108,17 +118,18 @@ class Rooms {
         for_each(p, p.rows * groups * windows, [&](int64_t task, Scratch& scratch) {
             const int64_t first = task % windows * WINDOW, row_and_group = task / windows;
             const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
-            const int64_t numbers = steps * p.states;
-            Lanes *total = scratch.take(WINDOW * p.states / W + 2), *tile = scratch.take(WINDOW);
+            TypedView view = to.of_group(row_and_group % groups);
+            std::swap(view.channel, view.step);  // lanes are steps
+            Lanes* total = scratch.take(WINDOW / W);
             float* sums = reinterpret_cast<float*>(total);
-            std::fill_n(sums, numbers + W, 0.0f);
-            for (int64_t part = 0; part < parts; ++part) {
-                const float* terms = room + ((row_and_group * parts + part) * p.length + first) * p.states;
-                for (int64_t i = 0; i < numbers; ++i) sums[i] += terms[i];
-            }
-            for (int64_t state = 0; state < p.states; state += W) {
-                for (int t = 0; t < steps; ++t) tile[t] = lanes::load(sums + t * p.states + state);
-                tiles::store(tile, to.of_group(row_and_group % groups), {row_and_group / groups, state, p.states, first, steps});
+            for (int64_t state = 0; state < p.states; ++state) {
+                std::fill_n(sums, steps, 0.0f);
+                for (int64_t part = 0; part < parts; ++part) {
+                    const float* terms = room + ((row_and_group * parts + part) * p.states + state) * p.length + first;
+                    for (int i = 0; i < steps; ++i) sums[i] += terms[i];
+                }
+                for (int i = 0; i < steps; i += W)
+                    tiles::store(total + i / W, view, {row_and_group / groups, first + i, first + steps, state, 1});
             }
         });
     }
