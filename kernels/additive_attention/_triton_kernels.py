@@ -1,8 +1,8 @@
 """Additive attention in Triton's language. Import this only where Triton is.
 
 Tiles of terms are (BT, BS, HP): queries, keys, and all hidden units of one row. Scores are in units of log 2; `lse` is
-the logarithm of the sum of their powers, and infinite where a row has no real key: all weights are 0 then. Offsets of
-rows, queries and keys are 64-bit.
+the logarithm of the sum of their powers, and infinite where a row has no real key: all weights are 0 then. Offsets
+are 64-bit.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def forward(
 ):  # fmt: skip
     """context (B, T, E) and lse (B, T), both contiguous float32; a program has BT queries and goes through the keys."""
     row, _, queries, live = place_of(T, BT)
-    units, features = tl.arange(0, HP), tl.arange(0, EP)
+    units, features = tl.arange(0, HP).to(tl.int64), tl.arange(0, EP).to(tl.int64)
     weight = tl.load(v + units * v_unit, mask=units < H, other=0.0).to(tl.float32)
     q = rows_of(query, row, queries, live, units, H, q_row, q_query, q_unit)
     most, total = tl.full((BT,), float("-inf"), tl.float32), tl.zeros((BT,), tl.float32)
@@ -102,7 +102,7 @@ def backward_of_queries(
 ):  # fmt: skip
     """dquery, and of each block of queries the sum dv (B, blocks, H). inner (B, T): dcontext . context."""
     row, part, queries, live = place_of(T, BT)
-    units, features = tl.arange(0, HP), tl.arange(0, EP)
+    units, features = tl.arange(0, HP).to(tl.int64), tl.arange(0, EP).to(tl.int64)
     weight = tl.load(v + units * v_unit, mask=units < H, other=0.0).to(tl.float32)
     q = rows_of(query, row, queries, live, units, H, q_row, q_query, q_unit)
     dc = rows_of(dcontext, row, queries, live, features, E, dc_row, dc_query, dc_feature)
@@ -133,7 +133,7 @@ def backward_of_keys(
 ):  # fmt: skip
     """dkey and dvalue; a program has BS keys and goes through the queries."""
     row, _, keys, live_keys = place_of(S, BS)
-    units, features = tl.arange(0, HP), tl.arange(0, EP)
+    units, features = tl.arange(0, HP).to(tl.int64), tl.arange(0, EP).to(tl.int64)
     weight = tl.load(v + units * v_unit, mask=units < H, other=0.0).to(tl.float32)
     real = real_keys(mask, row, keys, S, mask_row, mask_key, HAS_MASK)
     k = rows_of(key, row, keys, real, units, H, k_row, k_key, k_unit)

@@ -1,7 +1,7 @@
 """The causal convolution in Triton's language. Import this only where Triton is.
 
 A tile is (BD, T): channels of one row, and steps from its `start` on. Before step 0 lie the W - 1 columns of the
-initial states. Offsets of rows, channels and tiles are 64-bit, those within a tile and its bounds 32-bit.
+initial states. Offsets are 64-bit, the bounds of a tile 32-bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def by_channel(base, channels, stride, live, THERE: tl.constexpr, BD: tl.constex
 @triton.jit
 def pointers(base, row, channels, start, steps, s_row, s_channel, s_step):
     """(BD, T) of addresses."""
-    return (base + row * s_row + start * s_step + channels * s_channel)[:, None] + (steps * s_step)[None, :]
+    return (base + row * s_row + start * s_step + channels * s_channel)[:, None] + (steps.to(tl.int64) * s_step)[
+        None, :
+    ]
 
 
 @triton.jit

@@ -36,7 +36,7 @@ def update(
     blocks = tl.cdiv(channels_all, BD)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     channels = (tl.program_id(0) % blocks).to(tl.int64) * BD + tl.arange(0, BD)
-    states = tl.arange(0, NP)
+    states = tl.arange(0, NP).to(tl.int64)
     live = channels < channels_all
     there = live[:, None] & (states < N)[None, :]
     step = tl.load(dt + row * dt_row + channels * dt_channel, mask=live, other=0.0).to(tl.float32)

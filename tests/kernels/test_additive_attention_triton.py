@@ -23,12 +23,18 @@ def test_keeps_the_contract_under_the_interpreter() -> None:
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_compiles_for_gpus_without_spilling(program: str, capability: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(64, 64, 256, 512), (1, 128, 128, 256), (1, 1, 1, 1)], ids=str)
+def test_compiles_for_gpus_without_spilling(
+    sizes: tuple[int, ...], program: str, capability: int, tmp_path: Path
+) -> None:
+    queries, keys, hidden, width = sizes
     programs = importlib.import_module("kernels.additive_attention._triton_kernels")
     short = dict.fromkeys(("query", "key", "value", "dquery", "dkey", "dvalue"), "bf16")
     pointers = short | dict.fromkeys(("v", "context", "lse", "inner", "dcontext", "dv"), "fp32") | {"mask": "i1"}
     ones = dict.fromkeys(("q_unit", "k_unit", "value_feature", "v_unit", "mask_key"), 1)
-    constants = ones | {"HAS_MASK": True} | backend.tile_of(torch.empty(1, 64, 256), torch.empty(1, 64, 512))
+    ones |= {name: 1 for name, size in zip("TSHE", sizes, strict=True) if size == 1}
+    tile = backend.tile_of(torch.empty(1, queries, hidden), torch.empty(1, keys, width))
+    constants = ones | {"HAS_MASK": True} | tile
     assert spilled(compiled(getattr(programs, program), pointers, constants, capability), tmp_path) == 0
 
 

@@ -40,6 +40,19 @@ def test_compiles_for_gpus_without_spilling(channel_last: bool, capability: int,
     assert spilled(compiled(programs.backward, pointers, backward, capability, warps), tmp_path) == 0
 
 
+@needs_triton
+def test_compiles_for_one_step_of_one_channel(tmp_path: Path) -> None:
+    programs = importlib.import_module("kernels.causal_conv1d._triton_kernels")
+    pointers = dict.fromkeys(("x", "initial", "dout", "out", "dx", "dinitial"), "fp16")
+    pointers |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "fp32")
+    flags = {"HAS_BIAS": False, "HAS_INITIAL": False, "SILU": False, "W": 2, "BD": 1}
+    ones = dict.fromkeys(("channels_all", "L", "tiles", "x_step", "x_channel", "x_row", "w_tap"), 1)
+    assert spilled(compiled(programs.forward, pointers, flags | ones | {"T": 1}, 90), tmp_path) == 0
+    assert (
+        spilled(compiled(programs.backward, pointers, flags | ones | {"T": 2, "WP": 2, "pieces": 1}, 90), tmp_path) == 0
+    )
+
+
 def _steps_of_one(*names: str, channel_last: bool) -> dict[str, int]:
     """The strides that are 1, which Triton makes constants of."""
     return {f"{name}_{'channel' if channel_last else 'step'}": 1 for name in names}
@@ -51,7 +64,8 @@ def test_a_step_compiles_for_gpus_without_spilling(capability: int, tmp_path: Pa
     programs = importlib.import_module("kernels.causal_conv1d_update._triton_kernels")
     pointers = dict.fromkeys(("x", "states", "out"), "bf16") | dict.fromkeys(("weight", "bias"), "fp32")
     constants = {"HAS_BIAS": True, "SILU": True, "W": 4, "BD": step.CHANNELS}
-    assert spilled(compiled(programs.update, pointers, constants, capability), tmp_path) == 0
+    for more in ({}, {"channels_all": 1, "W": 1, "HAS_BIAS": False}):
+        assert spilled(compiled(programs.update, pointers, constants | more, capability), tmp_path) == 0
 
 
 @pytest.mark.parametrize("backend", [convolution, step])

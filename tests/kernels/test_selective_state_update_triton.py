@@ -25,7 +25,9 @@ def test_compiles_for_gpus_without_spilling(capability: int, tmp_path: Path) -> 
     pointers = short | dict.fromkeys(("state", "new", "A", "D", "bias"), "fp32")
     flags = dict.fromkeys(("HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), True)
     constants = flags | {"BD": backend.NUMBERS // 16, "NP": 16}
-    assert spilled(compiled(programs.update, pointers, constants, capability), tmp_path) == 0
+    ones = dict.fromkeys(("channels_all", "N", "per_group_B", "per_group_C", "state_state", "new_state"), 1)
+    for more in ({}, ones | {"BD": 1, "NP": 1} | dict.fromkeys(flags, False)):
+        assert spilled(compiled(programs.update, pointers, constants | more, capability), tmp_path) == 0
 
 
 @needs_triton

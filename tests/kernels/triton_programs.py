@@ -34,6 +34,7 @@ def compiled(
     """The machine code of a program for a GPU of this compute capability.
 
     pointers: argument -> what it points at, such as 'bf16'; what is neither there nor a constant is a 64-bit number.
+    Triton makes constants of numbers that are 1.
     """
     triton = importlib.import_module("triton")
     compiler = importlib.import_module("triton.compiler")
