@@ -153,7 +153,7 @@ def _scan_backward_results(
 def _results(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, channels, length = u.shape
     windows = (length - 1) // WINDOW if keep else 0
-    last = torch.empty((rows, channels, A.shape[1]), device=u.device)
+    last = torch.empty((rows, channels, A.shape[1]), dtype=torch.float32, device=u.device)
     return torch.empty_like(u), last, last.new_empty((rows * windows, channels, A.shape[1]))
 
 

@@ -202,6 +202,18 @@ def test_gradients_of_short_floats_are_rounded_once(dtype: torch.dtype) -> None:
         assert torch.equal(of_short, of_float.to(of_short.dtype)), name
 
 
+def test_torchs_default_dtype_plays_no_part() -> None:
+    tensors = as_float32(Case(9))
+    expected = results(tensors, "cpu")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results(tensors, "cpu")
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, found, expected))
+
+
 def test_arguments_of_other_dtypes_are_converted() -> None:
     tensors = as_float32(Case(9))
     whole = tensors | {"D": torch.arange(20), "A": -torch.arange(100).view(20, 5)}
