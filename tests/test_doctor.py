@@ -11,7 +11,7 @@ from conftest import Archlab
 
 import archs
 import kernels
-from experiments import config, doctor, inventory, tasks
+from experiments import config, doctor, inventory, tasks, verify
 
 
 def test_list_shows_everything_with_a_line_on_it(archlab: Archlab) -> None:
@@ -21,7 +21,7 @@ def test_list_shows_everything_with_a_line_on_it(archlab: Archlab) -> None:
     backends = [
         f"{operation}/{backend}" for operation in kernels.operations() for backend in kernels.backends(operation)
     ]
-    assert set(lines) == {*archs.names(), *tasks.names(), *backends, *config.presets()}
+    assert set(lines) == {*archs.names(), *tasks.names(), *backends, *verify.names(), *config.presets()}
     assert all(lines.values())
 
 

