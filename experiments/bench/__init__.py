@@ -36,26 +36,33 @@ def names() -> list[str]:
 def bench(only: Sequence[str] | None, device: str | None, out: Path, console: Console) -> int:
     """Run benchmarks, print their table and write it as JSON; returns the exit status 0.
 
-    only: names of benchmarks, all by default. device: 'cpu', 'cuda', ...; 'cpu' by default. out: the JSON file.
-    Raises UserError for what does not exist.
+    only: names of benchmarks, all by default. device: 'cpu', 'cuda', ...; 'cpu' by default. out: the JSON file, written
+    after every case: an interrupted run keeps what it has, and shows it. Raises UserError for what does not exist.
     """
     chosen = _known(only)
     where = _device(device or "cpu")
     kernels.forget()
     records: list[dict[str, Any]] = []
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("starting", total=None)
-        for done, name in enumerate(chosen):
-            bar.update(task, total=len(chosen), completed=done)
-            for case in importlib.import_module(f"experiments.bench.{name}").cases(where):
-                record = _measure.run(case, where, lambda said: bar.update(task, description=said))
-                records.append({"benchmark": name, **record})
-        bar.update(task, completed=len(chosen), description="done")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": _machine(where), "records": records}, indent=1) + "\n")
-    console.print(table(records))
-    console.print(f"{_machine_line(where)}; {out}", soft_wrap=True, markup=False, highlight=False)
+    try:
+        with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task("starting", total=None)
+            for done, name in enumerate(chosen):
+                bar.update(task, total=len(chosen), completed=done)
+                for case in importlib.import_module(f"experiments.bench.{name}").cases(where):
+                    record = _measure.run(case, where, lambda said: bar.update(task, description=said))
+                    records.append({"benchmark": name, **record})
+                    _write(records, where, out)
+            bar.update(task, completed=len(chosen), description="done")
+    finally:
+        if records:
+            console.print(table(records))
+            console.print(f"{_machine_line(where)}; {out}", soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def _write(records: Sequence[dict[str, Any]], device: torch.device, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": _machine(device), "records": records}, indent=1) + "\n")
 
 
 def table(records: Sequence[dict[str, Any]]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "tiny" in console.export_text()
     (record,) = json.loads(out.read_text())["records"]
     assert record["benchmark"] == "causal_conv1d"
+
+
+def test_an_interrupted_run_keeps_and_shows_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cases(device: torch.device) -> Iterator[Case]:
+        yield Case("tiny", lambda: None, {"copy": 1.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("experiments.bench.causal_conv1d"), "cases", cases)
+    out, console = tmp_path / "bench.json", Console(record=True, width=120)
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(["causal_conv1d"], None, out, console)
+    assert "tiny" in console.export_text()
+    assert [record["name"] for record in json.loads(out.read_text())["records"]] == ["tiny"]
 
 
 def test_every_benchmark_makes_its_first_case() -> None:
