@@ -27,7 +27,7 @@ def followed(
     subject: Subject, context: int, card: Card | None = None
 ) -> tuple[dict[str, Any], tuple[Tensor, Any] | None]:
     """The account of a pass; and, where it decoded, the next token and the state, from which it may go on untracked."""
-    tracker = Tracker()
+    tracker = Tracker(subject.point.threads)
     tracker.hold_all(subject.backbone.parameters(), "parameters")
     tracker.hold_all(subject.backbone.buffers(), "parameters")
     if subject.optimizer is not None:

@@ -1,4 +1,4 @@
-"""What operations cost beside the tensors that they return: FLOPs, bytes moved, and scratch memory within them.
+"""What operations cost beside the tensors that they return: FLOPs, and bytes moved.
 
 FLOPs of matrix products, convolutions and attention are torch's own formulas; added are those of the CPU's attention
 and of our kernels. Elementwise work counts as bytes alone.
@@ -146,18 +146,3 @@ OWN: dict[str, Callable[[Any], int]] = {
     "archlab::gru_cpu_backward": lambda args: _gru(args[0], args[4]),
 }
 """Operator -> FLOPs from its arguments, where torch has no formula."""
-
-
-def scratch(func: Any, args: Any) -> int:
-    """Bytes that an operation holds for itself beside arguments and results, as far as it is known."""
-    declared = _SCRATCH.get(func._schema.name)
-    return declared(args) if declared else 0
-
-
-_SCRATCH: dict[str, Callable[[Any], int]] = {
-    # Transposed weights; the states before each step, and the queries made from them.
-    "archlab::attentive_gru_cpu": lambda args: _bytes([args[3], args[4], args[6]]),
-    "archlab::attentive_gru_cpu_backward": lambda args: _bytes([args[0], args[6]]),
-    "archlab::gru_cpu": lambda args: _bytes([args[2]]),
-}
-"""Operator -> bytes from its arguments: what our kernels hold within."""

@@ -10,7 +10,7 @@ import torch
 
 import archs
 from archs.pretrained import read_pretrained
-from experiments import match, strict
+from experiments import match, resources, strict
 from experiments.config import Budget
 from experiments.errors import UserError
 from experiments.match import Shape
@@ -32,8 +32,8 @@ def items(profile: Profile) -> list[Item]:
         found = [_item(profile, variant) for variant in parse_all(profile.archs, "arch")]
     labels = [item.label for item in found]
     for name in profile.beyond:
-        if name not in labels:
-            raise UserError(f"beyond names {name!r}, which is not profiled: {strict.nearest(name, labels)}")
+        if name not in (known := [*labels, *archs.names(), *MODELS]):  # a preset's may be left out by --archs
+            raise UserError(f"beyond names {name!r}, which is no architecture: {strict.nearest(name, known)}")
     return found
 
 
@@ -79,6 +79,12 @@ def device(profile: Profile) -> str:
     if profile.predict or profile.device == "cpu":
         return "cpu"
     return "cuda" if there else "cpu"
+
+
+def threads(profile: Profile) -> int:
+    """Of the processor whose memory is profiled; 0 where a GPU's is."""
+    gpu = profile.card != "none" or profile.device == "cuda" or device(profile) == "cuda"
+    return 0 if gpu else resources.cores()
 
 
 def predictions(profile: Profile, found: list[Item]) -> list[Point]:
@@ -151,6 +157,7 @@ def _point(profile: Profile, item: Item, kind: Kind, mode: str, rows: int, conte
         chunk=profile.chunk,
         seconds=profile.seconds if measured else 0.0,
         fallback=profile.fallback,
+        threads=threads(profile),
         card="none" if measured else profile.card,
         limit=config.limit(profile) if profile.frontier and not measured else None,
     )

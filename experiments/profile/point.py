@@ -48,6 +48,8 @@ class Point:
     """How long speed is measured."""
     fallback: tuple[str, ...] = ()
     """Slow kernel backends that may be measured."""
+    threads: int = 0
+    """Of the processor whose memory is meant: each takes scratch memory within our kernels. 0 = a GPU's is meant."""
     card: str = "none"
     limit: int | None = None
     """Bytes for which a prediction finds the longest context that fits; None = it does not."""

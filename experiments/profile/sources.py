@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.provenance import ROOT
 
-COMPUTING = ("account", "config", "measure", "operations", "point", "predict", "subject", "tracker")
+COMPUTING = ("account", "config", "measure", "operations", "point", "predict", "scratch", "subject", "tracker")
 """The files of this package that compute; the others plan, show or tell."""
 SHARED = ("archs/contract.py", "archs/attention.py", "experiments/loss.py", "experiments/measure.py")
 

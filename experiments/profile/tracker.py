@@ -1,7 +1,7 @@
 """Every tensor's memory, followed from its creation to its end, real or fake: the same account of both.
 
 Below autograd every operation passes here, so each storage is seen when it comes to be; a weak reference tells when it
-dies. What an operation allocates and frees within itself is not seen, except where it is declared (`operations`).
+dies. What an operation allocates and frees within itself is not seen, except where it is declared (`scratch`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.profile.operations import Work, scratch
+from experiments.profile.operations import Work
+from experiments.profile.scratch import scratch
 
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "state", "rest")
 """What bytes are held for. activations: saved for the backward pass; state: what decoding knows of the past."""
 
 
 class Tracker(TorchDispatchMode):
-    """Within it, bytes held now and at the peak, by category, and the work done."""
+    """Within it, bytes held now and at the peak, by category, and the work done.
 
-    def __init__(self) -> None:
+    threads: of the processor, each of which takes scratch memory; 0 = no processor's is counted.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
         super().__init__()
+        self.threads = threads
         self.held: dict[int, tuple[int, str]] = {}
         self.references: dict[int, Any] = {}
         self.now: Counter[str] = Counter()
@@ -55,7 +60,7 @@ class Tracker(TorchDispatchMode):
             if isinstance(result, Tensor):
                 self.hold(result)
         self.operations += 1
-        self._consider(scratch(func, args))
+        self._consider(scratch(func, args, self.threads))
         self.work.add(func, args, kwargs, results)
         return results
 

@@ -19,11 +19,12 @@ import archs
 import archs.gqa
 import kernels
 from archs.contract import Tokens
-from experiments.profile import operations
+from experiments import measure
+from experiments.profile import operations, scratch
 from experiments.profile import predict as prediction
 from experiments.profile import subject as subjects
 from experiments.profile.account import account
-from experiments.profile.measure import measured
+from experiments.profile.measure import keep_freed_memory, measured, return_freed_memory
 from experiments.profile.models import MODELS, mamba_ssm_state_bytes
 from experiments.profile.point import Point
 from experiments.profile.predict import predict, predictor, state_bytes
@@ -131,6 +132,69 @@ def test_flops_of_the_attentive_gru_are_those_of_its_products_and_its_attention(
     products = 2 * sum(matrix.numel() for matrix in matrices)
     attention = keys * (4 * hidden + 2 * values)
     assert operations.OWN["archlab::attentive_gru_cpu"](arguments) == rows * steps * (products + attention)
+
+
+def calls(rows: int = 2) -> dict[str, tuple[Any, ...]]:
+    """Operators of ours that hold much within, each with arguments for which that is tens of MiB."""
+    rand = torch.randn
+    heads, few = rand(rows, 2, 2**15, 32), rand(rows, 4, 128, 32)
+    steps, inputs = rand(2, 100, 2**14), rand(2, 16, 2**14)
+    scanned = steps, steps, -torch.rand(100, 16), inputs, inputs, None, steps, None, None, True
+    states = rand(2, 100, 16)
+    queries, keys, values = rand(rows, 64, 40), rand(rows, 2**14, 40), rand(rows, 2**14, 24)
+    width, long, source = 48, 2**12, rand(rows, 2**14, 48)
+    recurrent = rand(width, 3 * width).mT, rand(width, 3 * width).mT
+    gates, first, by_query, by_key = rand(rows, 64, 3 * width), rand(rows, width), rand(width, width).mT, rand(width)
+    outputs, weights = rand(rows, 64, width), torch.rand(rows, 64, 2**14)
+    return {
+        "attention_cpu": (few, heads, heads, False),
+        "attention_cpu_backward": (few, few, heads, heads, few, rand(rows, 4, 128), False),
+        "selective_scan_cpu_backward": (steps, states, rand(2 * 255, 100, 16), *scanned),
+        "swiglu_cpu_backward": (rand(80, 2**16).mT, rand(2**16, 160)),
+        "rms_norm_cpu_backward": (rand(512, 2**14).mT, rand(2**14, 512), rand(512), 1e-5),
+        "additive_attention_cpu": (queries, keys, values, rand(40), None),
+        "additive_attention_cpu_backward": (rand(rows, 64, 24), weights, queries, keys, values, rand(40), None),
+        "gru_cpu_backward": (rand(8, width, long).mT, rand(8, long, width), rand(8, long, 4 * width), rand(8, width),
+                             recurrent[0]),
+        "attentive_gru_cpu": (gates, outputs, first, *recurrent, rand(3 * width), by_query, source, source, by_key,
+                              None),
+        "attentive_gru_cpu_backward": (outputs, outputs, outputs, outputs, weights, rand(rows, 64, 4 * width), outputs,
+                                       first, *recurrent, by_query, source, source, by_key, None),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(calls()))
+def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
+    """On one thread: which of several are awake in time for a task is left to chance."""
+    cpu, arguments, operator = torch.device("cpu"), calls()[name], getattr(torch.ops.archlab, name).default
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return_freed_memory()
+    try:
+        operator(*arguments)  # what is made at first use
+        before = measure.allocated(cpu)
+        results = operator(*arguments)
+        after = measure.most_allocated(cpu)
+    finally:
+        torch.set_num_threads(before_threads)
+        keep_freed_memory()
+    if before is None or after is None:
+        pytest.skip("the system does not tell a process's peak")
+    own = sum(result.nbytes for result in (results if isinstance(results, list | tuple) else [results]))
+    declared = scratch.SCRATCH[f"archlab::{name}"](arguments, 1)
+    assert declared > 4 * MIB
+    assert abs(after - before - own - declared) < 0.05 * declared + MIB
+
+
+def test_every_thread_has_scratch_memory_of_its_own_and_a_gpu_needs_none() -> None:
+    def peak(threads: int) -> int:
+        with FakeTensorMode(), Tracker(threads) as tracker:
+            kernels.attention(*(torch.zeros(1, 2, 4096, 32) for _ in range(3)), causal=True)
+        return tracker.peak
+
+    none, one, two, three = map(peak, range(4))
+    assert two - one == one - none == 3 * 4 * 4096 * 32
+    assert three == two  # a task per head, and there are two
 
 
 def fake(name: str) -> archs.Backbone:
