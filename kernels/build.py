@@ -1,6 +1,6 @@
 """C++ compiled at its first use, into the user's cache folder.
 
-A library is a plain C interface loaded by ctypes, so it depends neither on Python's nor on torch's binary interface.
+A library knows torch by its stable C interface alone (operators.h), and Python not at all.
 """
 
 from __future__ import annotations
@@ -84,12 +84,21 @@ def _compile(compiler: str, flags: tuple[str, ...], source: Path, library: Path)
         raise BuildError(f"the cache folder {library.parent} cannot be written ({error.strerror}): {remedy}") from error
     os.close(handle)
     try:
-        result = subprocess.run([compiler, *flags, str(source), "-o", unfinished], capture_output=True, text=True)
+        command = [compiler, *flags, str(source), _torch(), "-o", unfinished]
+        result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise BuildError(f"{compiler} could not compile {source.name}: {_first_error(result.stderr)}")
         os.replace(unfinished, library)
     finally:
         Path(unfinished).unlink(missing_ok=True)
+
+
+def _torch() -> str:
+    """What a library is linked with, so that it finds in the process the torch that is in use."""
+    found = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
+    if found is None:
+        raise BuildError("this torch has no libtorch_cpu to link with: install one of its wheels")
+    return str(found)
 
 
 def _first_error(messages: str) -> str:

@@ -1,10 +1,12 @@
-"""What the C interfaces of all compiled operations share: strided tensors, and calls."""
+"""What the C++ of all operations shares on the side of Python: operators, autograd, and when it can run."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +16,62 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from kernels import build
 
-_WORK_PER_THREAD = 2**18  # multiply-adds, about, that pay for waking a thread
+WORK_PER_THREAD = 2**18
+"""Multiply-adds, about, that pay for waking a thread."""
+
+_operators = torch.library.Library("archlab", "FRAGMENT")
+
+
+@functools.cache
+def library(source: Path, *defines: str) -> ctypes.CDLL | build.BuildError:
+    """The C++ of operators, compiled and loaded, or why there is none here; see `build.attempt`."""
+    built = build.attempt(source, *defines)
+    if isinstance(built, ctypes.CDLL):
+        ctypes.c_int64.in_dll(built, "work_per_thread").value = WORK_PER_THREAD
+    return built
+
+
+def operator(schema: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
+    """Make an operator known to torch; what it does on the CPU is in a `library`, to be loaded before the first call.
+
+    schema: 'name(arguments) -> results', as torch writes them. fake: from tensors without memory, the results without
+    theirs. So torch.compile, FakeTensor and memory prediction work through it. Autograd is a Function's that calls
+    it: one registered with the operator would take several times as long as the small scans it is for.
+    """
+    name = schema.partition("(")[0]
+    _operators.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"archlab::{name}", fake, lib=_operators)
+    return getattr(torch.ops.archlab, name).default
+
+
+def readable(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, those of dtypes that C++ does not read in float32."""
+    return [t if t is None or t.dtype in CODES else t.float() for t in tensors]
+
+
+def differentiable(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd follows an operation on these."""
+    return torch.is_grad_enabled() and any_requires_grad(*tensors)
+
+
+def once(op: str, backward: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a backward pass that has none of its own: differentiating its results raises, naming `reference`."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Once.apply(op, backward, *inputs)
+    return backward(*inputs)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: str, backward: Callable[..., Any], *inputs: Any) -> Any:
+        ctx.op = op
+        return backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        raise RuntimeError(f"{ctx.op}: the backend 'cpu' has no second derivatives: take backend='reference'")
+
+
 _ABSENT = tuple((0,) * (1 + rank) for rank in range(6))
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that C++ reads and writes, as `TypedView` of tiles.h knows them."""
@@ -110,7 +167,7 @@ def typed(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
 
 def threads(work: int) -> int:
     """How many threads so much work deserves, at most torch's."""
-    return min(torch.get_num_threads(), 1 + work // _WORK_PER_THREAD)
+    return min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
 
 
 def call(library: ctypes.CDLL | build.BuildError, function: str, problem: Sequence[int]) -> None:

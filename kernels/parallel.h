@@ -10,6 +10,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "lanes.h"
@@ -17,20 +18,24 @@
 namespace parallel {
 
 // The memory of one thread: arrays of lanes, allocated for its first task and handed out again, in the same order and
-// sizes, to the next.
+// sizes, to the next. Small ones lie in the object itself: to ask for them would take longer than to use them.
 class Scratch {
+    static constexpr int64_t SMALL = 64;
     struct Free {
         void operator()(lanes::Lanes* p) const { ::operator delete[](p, std::align_val_t(64)); }
     };
+    alignas(64) lanes::Lanes small[SMALL];
+    int64_t used = 0;
     std::vector<std::unique_ptr<lanes::Lanes[], Free>> arrays;
     size_t next = 0;
 
    public:
-    void start_over() { next = 0; }
+    void start_over() { used = next = 0; }
 
     lanes::Lanes* take(int64_t count) {
+        if (used + count <= SMALL) return small + std::exchange(used, used + count);
         if (next == arrays.size()) {
-            void* memory = ::operator new[](std::max<int64_t>(1, count) * sizeof(lanes::Lanes), std::align_val_t(64));
+            void* memory = ::operator new[](count * sizeof(lanes::Lanes), std::align_val_t(64));
             arrays.emplace_back(static_cast<lanes::Lanes*>(memory));
         }
         return arrays[next++].get();

@@ -23,17 +23,11 @@ from kernels import native
 Archlab = Callable[..., subprocess.CompletedProcess[str]]
 
 torch.set_num_threads(1)
+native.WORK_PER_THREAD = 2**14  # the small cases of the kernels run on as many threads as large ones
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("archlab", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("archlab")
-
-
-@pytest.fixture(autouse=True)
-def threads_for_little_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small cases of the kernels run on as many threads as large ones."""
-    if request.path.parent.name == "kernels":
-        monkeypatch.setattr(native, "_WORK_PER_THREAD", 2**14)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -38,7 +39,10 @@ def _eps(tensor: Tensor) -> float:
 
 @contextmanager
 def nan_in_fresh_memory():
-    """Fill what torch hands out uninitialised with NaN, so that reading it before writing shows."""
+    """Fill what torch hands out uninitialised with NaN, so that reading it before writing shows.
+
+    What C++ asks for is filled with numbers near float32's largest where the C library is glibc.
+    """
 
     def filled(make):
         def made(*arguments, **options):
@@ -50,8 +54,20 @@ def nan_in_fresh_memory():
         return made
 
     with (
+        _perturbed_malloc(),
         patch.object(torch, "empty", filled(torch.empty)),
         patch.object(torch, "empty_like", filled(torch.empty_like)),
         patch.object(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty)),
     ):
         yield
+
+
+@contextmanager
+def _perturbed_malloc():
+    perturb = -6  # M_PERTURB of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda setting, value: None)
+    mallopt(perturb, 1)  # fresh memory is filled with the complement
+    try:
+        yield
+    finally:
+        mallopt(perturb, 0)
