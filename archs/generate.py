@@ -1,4 +1,4 @@
-"""Generation, written once against `encode`, `decode` and `State.select`: greedy, sampling, beam search.
+"""Generation, written once against `encode` and a Decoder: greedy, sampling, beam search.
 
 Call `backbone.eval()` first: nothing here changes the mode of a module. The source's last token is followed by BOS;
 a row that has ended stays PAD.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from archs.contract import Backbone, Tokens
+from archs.decoder import Decoder
 from archs.ids import BOS, EOS, PAD
 
 
@@ -101,12 +102,11 @@ def _run(
 ) -> Tensor:
     count = len(source.ids)
     ids = source.ids.new_full((count, max_new_tokens), PAD)
-    state = backbone.encode(source, room=max_new_tokens)
+    decoder = Decoder(backbone, backbone.encode(source, room=max_new_tokens))
     rows = torch.arange(count, device=ids.device)  # the row of `ids` that each row of the state writes
     token, ended = torch.full_like(rows, BOS), torch.zeros_like(rows, dtype=torch.bool)
     for column in range(max_new_tokens):
-        logits, state = backbone.decode(state, token[:, None])
-        token = choose(logits[:, -1]).masked_fill(ended, PAD)
+        token = choose(decoder.step(token)).masked_fill(ended, PAD)
         ids[rows, column] = token
         if eos is None:
             continue
@@ -117,7 +117,8 @@ def _run(
         # A select copies the state, about the price of a step: done at each halving, it happens log2(B) times at most.
         if 2 * alive <= len(rows):
             live = (~ended).nonzero()[:, 0]
-            state, rows, token, ended = state.select(live), rows[live], token[live], ended[live]
+            decoder.select(live)
+            rows, token, ended = rows[live], token[live], ended[live]
     return ids
 
 
@@ -149,15 +150,16 @@ def _search(
     """Beams are (B, W), the best first; the rows of the state are those of the flattened beams."""
     first = torch.arange(len(source.ids), device=source.ids.device)[:, None] * width
     state = backbone.encode(source, room=max_new_tokens).select((first // width).expand(-1, width).flatten())
+    decoder = Decoder(backbone, state)
     ids = first.new_full((len(first), width, 1), BOS)
     lengths = torch.zeros_like(ids[..., 0])
     ended = torch.zeros_like(lengths, dtype=torch.bool)
     scores = torch.full(lengths.shape, float("-inf"), device=first.device)
     scores[:, 0] = 0.0  # all beams start alike: only the first is continued
     for _ in range(max_new_tokens):
-        logits, state = backbone.decode(state, ids[..., -1].flatten()[:, None])
+        logits = decoder.step(ids[..., -1].flatten())
         lengths = lengths + ~ended
-        continued = scores[..., None] + _continuations(logits[:, -1].unflatten(0, lengths.shape), ended)
+        continued = scores[..., None] + _continuations(logits.unflatten(0, lengths.shape), ended)
         ranked = continued / ((5 + lengths[..., None]) / 6) ** length_penalty
         best = ranked.flatten(1).topk(width).indices
         parents, token = best // logits.shape[-1], best % logits.shape[-1]
@@ -167,7 +169,7 @@ def _search(
         ended = ended if eos is None else ended | (token == eos)
         if ended.all():
             break
-        state = state.select((first + parents).flatten())
+        decoder.select((first + parents).flatten())
     return ids[:, 0, 1 : 1 + int(lengths[:, 0].max())]
 
 
