@@ -33,6 +33,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
         parser.print_help()
         raise SystemExit(2)
     argv, settings = _take_settings(argv, _TABLES[argv[0]]) if argv[0] in _TABLES else (argv, {})
+    argv = _spelled(parser, argv)
     _check_words(parser, argv)
     try:
         given = parser.parse_args(argv, defaults=False).as_dict()
@@ -214,6 +215,19 @@ def _yaml(text: str) -> Any:
         return get_loader("yaml")(text)
     except YAMLError:
         return text
+
+
+def _spelled(parser: ArgumentParser, argv: list[str]) -> list[str]:
+    """The words with options as they are declared, where the user wrote - for _: --memory-limit is --memory_limit."""
+    command = commands(parser).get(argv[0]) if argv else None
+    known = option_names(command) if command else []
+
+    def spelled(word: str) -> str:
+        option, *value = word.split("=", 1)
+        declared = f"--{option[2:].replace('-', '_')}"
+        return "=".join([declared, *value]) if option not in known and declared in known else word
+
+    return [spelled(word) if word.startswith("--") else word for word in argv]
 
 
 def _check_words(parser: ArgumentParser, argv: list[str]) -> None:

@@ -67,7 +67,8 @@ class Profile:
     frontier: bool = False
     """Find the longest context that fits the limit: by prediction, confirmed by at most two measurements."""
     trace: tuple[str, ...] = ()
-    """Write a torch profiler trace of one point, such as gqa,train,4k: Perfetto and TensorBoard open it."""
+    """Write a torch profiler trace of one point, such as gqa,train,4k: Perfetto opens it, and TensorBoard with
+    torch-tb-profiler installed."""
     card: str = "none"
     """Whose memory is the limit and whose peaks bound the speed in predictions: h100, h200, a100, 4090, ..."""
     seconds: float = 1.0

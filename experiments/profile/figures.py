@@ -67,7 +67,8 @@ def _memory(
         return None
     rows, columns = style.wrap(len(panels), 2)
     figure, grid = style.panels(rows, columns, 5.2, 3.5)
-    for axes, ((mode, count), members) in style.each(grid, list(panels.items())):
+    placed = list(style.each(grid, list(panels.items())))
+    for axes, ((mode, count), members) in placed:
         axes.set_title(_title(mode, count))
         for label, found in members.items():
             _memory_line(axes, found, looks[label])
@@ -85,7 +86,7 @@ def _memory(
         style.log_ticks(axes.yaxis, style.powers([*sizes, *([limit] if limit else [])], 2), units.size)
         axes.set_ylabel("peak memory")
     figure.draw_without_rendering()
-    for axes, ((_, _), members) in style.each(grid, list(panels.items())):
+    for axes, (_, members) in placed:
         _exponents(axes, members, looks, 72 / figure.dpi)
     style.legend(figure, _used(looks, groups), [*_notes(groups), *_frontier_notes(frontiers)])
     return figure
@@ -151,6 +152,8 @@ def _context_axis(axes: Axes, contexts: Sequence[int], reach: Sequence[int] = ()
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(min(contexts) / 1.2, max([*contexts, *reach]) * 1.9)
     known = sorted(set(contexts))
+    while 4 * known[-1] <= max(reach, default=0):
+        known.append(4 * known[-1])
     style.log_ticks(axes.xaxis, known[:: -(-len(known) // 6)], _short_context)
     axes.set_xlabel("context (source + target tokens)")
 

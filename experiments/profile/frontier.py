@@ -13,8 +13,9 @@ MOST = 2**30
 """Contexts beyond are not searched: nothing there would be read within a day."""
 RESOLUTION = 256
 """The frontier is found to one part in so many."""
-BEYOND, WITHIN = 1.15, 0.85
-"""Where is measured next, as a share of the predicted frontier: after it fitted, and after it did not."""
+BEYOND, WITHIN = 1.15, 0.75
+"""Where is measured next, as a share of the predicted frontier: after it fitted, and after it did not, where even a
+loop over time fits: of that, a process may hold 30 % more than its tensors."""
 
 
 @dataclass(frozen=True)

@@ -289,11 +289,12 @@ def _card(profile: Profile) -> list[str]:
 
 
 def _traces(study: Study) -> list[str]:
-    """Where the traces lie, and what opens them."""
+    """Where the traces lie, and what opens them. The plugin is no dependency: it has had no release since 2023."""
     paths = [
         record["result"]["trace"] for record in study.wanted if record["kind"] == "traced" and record.get("result")
     ]
-    return [f"Trace: `{path}`, which ui.perfetto.dev opens." for path in paths]
+    opened_by = "ui.perfetto.dev opens, and so does `tensorboard --logdir traces` where torch-tb-profiler is installed"
+    return [f"Trace: `{path}`, which {opened_by}." for path in paths]
 
 
 def _environment(records: Sequence[Any]) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from experiments import cli
+from experiments import cli, options
 from experiments.errors import UserError
-from experiments.profile import analysis, cards, config, plan, report, rows
+from experiments.profile import analysis, cards, config, figures, plan, report, rows
 from experiments.profile.frontier import MOST, RESOLUTION, Frontier, search
 from experiments.profile.point import Point
 from experiments.profile.predict import polynomial
@@ -86,6 +86,20 @@ def test_what_cannot_be_profiled_is_one_sentence(
     printed = capsys.readouterr().err
     assert sentence in printed
     assert printed.count("\n") == 1
+
+
+def test_an_option_may_be_written_with_dashes() -> None:
+    words = ["profile", "--memory-limit", "300MB", "--decode-rows=1,2", "--vocab_size", "64"]
+    command, given = options.parse(words)
+    assert command == "profile"
+    assert given == {"memory_limit": "300MB", "decode_rows": (1, 2), "vocab_size": 64}
+
+
+def test_beyond_may_name_what_is_left_out_but_nothing_unknown() -> None:
+    given = {"archs": ["gqa"], "contexts": ["16"], "budget": {"by": "none"}}
+    assert [item.label for item in plan.items(config.load(None, {**given, "beyond": {"mamba": ["1M"]}}))] == ["gqa"]
+    with pytest.raises(UserError, match="beyond names 'mambo', which is no architecture: did you mean 'mamba'"):
+        plan.items(config.load(None, {**given, "beyond": {"mambo": ["1M"]}}))
 
 
 def test_the_plan_has_a_point_for_each_context_and_mode() -> None:
@@ -208,13 +222,25 @@ def test_a_frontier_is_confirmed_by_at_most_two_measurements() -> None:
 
     assert after() == 1000
     assert after(_1000="done") == 1150
-    assert after(_1000="oom") == 850
+    assert after(_1000="oom") == 750
     assert after(_1000="timeout") is None
     assert after(_1000="done", _1150="oom") is None
-    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 850: "done"}).fits == 850
-    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 850: "done"}).fails == 1000
+    assert after(_1000="oom", _750="done") is None
+    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 750: "done"}).fits == 750
+    assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 750: "done"}).fails == 1000
     assert Frontier(SERIES, 10**9, 0, {}).next is None
     assert Frontier(SERIES, 10**9, MOST, {}).next is None
+
+
+@pytest.mark.parametrize("series", [1, 2, 3, 4])
+def test_there_is_a_panel_for_every_mode(series: int) -> None:
+    modes = [("train", 1), ("prefill", 1), ("decode", 1), ("decode", 8)][:series]
+    found = [row(64 * 2**i, 1000 * 2**i, 5.0, mode=mode, rows=count) for mode, count in modes for i in range(4)]
+    frontiers = [Frontier(("gqa", mode, count), 5000, 300, {300: "done", 345: "oom"}) for mode, count in modes]
+    drawn = figures.draw(found, 5000, frontiers)
+    assert {name: len(figure.axes) for name, figure in drawn.items()} == {
+        f"context-{name}": series for name in ("memory", "speed", "split")
+    }
 
 
 def test_a_process_that_holds_more_than_was_tracked_is_remarked() -> None:
