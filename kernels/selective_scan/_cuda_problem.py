@@ -103,9 +103,25 @@ class Specialisation:
             "LANES": self.lanes,
             "THREADS": self.threads,
             "BACKWARD": int(self.backward),
+            "BLOCKS": self.blocks,
             "CONST_B": int(self.constant_B),
             "CONST_C": int(self.constant_C),
         }
+
+    @property
+    def _lean(self) -> bool:
+        """Whether 128 registers are enough for a thread: forwards, and backwards at about Mamba's number of states."""
+        return not self.backward or (self.threads == 256 and not self.constant_B and not self.constant_C)
+
+    @property
+    def blocks(self) -> int:
+        """How many of them a multiprocessor must have registers for: 128 for a thread, or 255."""
+        return max(1, (512 if self._lean else 256) // self.threads)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of the compiler, which else spills some registers on the A100 although there are enough."""
+        return ("--ptxas-options=--register-usage-level=3",) if self.backward and self._lean else ()
 
     @property
     def channels(self) -> int:

@@ -7,11 +7,13 @@
 //   LANES     neighbouring threads that share a channel's states; a power of two, at most 32
 //   BACKWARD  1 for the kernels of the backward pass
 //   THREADS   of a block: it has THREADS / LANES channels, all of one group
+//   BLOCKS    that a multiprocessor has registers for, of the kernel scan_backward
 //   CONST_B, CONST_C   1 where the matrix is (D, N), constant in time
 // A thread keeps NS states of one channel in registers and goes through time; time comes in windows of WINDOW steps,
 // staged through shared memory. Steps behind the end and channels behind the last have step size 0 and input 0, which
 // leave a state exactly as it was.
 
+#define MANY_BLOCKS (512 / THREADS)  // of kernels that 128 registers are enough for
 #define WINDOW 32
 #define ROW (WINDOW + 1)  // odd, so that neither time nor channels meet in one bank of shared memory
 #define CHANNELS (THREADS / LANES)
@@ -51,13 +53,13 @@ struct Problem {
 };
 
 #ifdef EMULATED
-#define SCAN_KERNEL extern "C" __global__ void
+#define SCAN_KERNEL(blocks) extern "C" __global__ void
 #define SHARED_MEMORY(name) float* name = emulated_shared
 #define UNROLL
 #define UNROLL4
 #define UNROLL_TIMES
 #else
-#define SCAN_KERNEL extern "C" __global__ __launch_bounds__(THREADS, 512 / THREADS) void
+#define SCAN_KERNEL(blocks) extern "C" __global__ __launch_bounds__(THREADS, blocks) void
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) float name[]
 #define UNROLL _Pragma("unroll")
 #define UNROLL4 _Pragma("unroll 4")
@@ -179,8 +181,8 @@ __device__ __forceinline__ void store4(char* data, i64 offset, const float* x) {
 // ---- where a block and a thread are
 
 struct Place {
-    i64 row, segment, group, part;  // of the block
-    i64 first;                      // its first channel
+    int row, segment, group, part;  // of the block
+    int first;                      // its first channel
     int live;                       // how many channels it has
     i64 begin, end;                 // its steps
     int channel, lane;              // of the thread: channel within the block, lane within the channel
@@ -188,13 +190,13 @@ struct Place {
 
 __device__ __forceinline__ Place place(const Problem& p) {
     Place at;
-    i64 block = blockIdx.x, per_group = p.channels / p.groups;
-    at.part = block % p.parts, block /= p.parts;
-    at.group = block % p.groups, block /= p.groups;
-    at.segment = block % p.segments, at.row = block / p.segments;
-    i64 left = per_group - at.part * CHANNELS;
+    int block = blockIdx.x, per_group = (int)p.channels / (int)p.groups;
+    at.part = block % (int)p.parts, block /= (int)p.parts;
+    at.group = block % (int)p.groups, block /= (int)p.groups;
+    at.segment = block % (int)p.segments, at.row = block / (int)p.segments;
+    int left = per_group - at.part * CHANNELS;
     at.first = at.group * per_group + at.part * CHANNELS;
-    at.live = left < CHANNELS ? (int)left : CHANNELS;
+    at.live = left < CHANNELS ? left : CHANNELS;
     at.begin = p.begin + at.segment * p.segment;
     at.end = at.begin + p.segment < p.end ? at.begin + p.segment : p.end;
     at.channel = threadIdx.x / LANES, at.lane = threadIdx.x % LANES;

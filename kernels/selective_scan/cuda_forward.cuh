@@ -1,5 +1,6 @@
 // The forward pass: a thread goes through the steps of one segment with NS states of one channel in registers.
 
+#define AT_ONCE (NS > 4 ? 4 : LANES < 16 ? 8 : 16)  // steps whose y are shared out among the lanes together
 #define MATRIX_PITCH (PADDED + 4)  // floats per step of a matrix's tile: aligned to four, spread over the banks
 
 struct Tiles {
@@ -27,10 +28,10 @@ __device__ __forceinline__ void walk(const Tiles& tile, const Place& at, float s
                                      const float* constant_b, const float* constant_c, float* h) {
     float *dts = tile.dt + at.channel * ROW, *us = tile.u + at.channel * ROW;
     const float *bs = tile.b + at.lane * NS, *cs = tile.c + at.lane * NS;
-    _Pragma("unroll 1") for (int four = 0; four < WINDOW; four += 4) {
-        float ys[4];
-        UNROLL for (int i = 0; i < 4; ++i) {
-            int t = four + i;
+    _Pragma("unroll 1") for (int start = 0; start < WINDOW; start += AT_ONCE) {
+        float ys[AT_ONCE];
+        UNROLL for (int i = 0; i < AT_ONCE; ++i) {
+            int t = start + i;
             float dt = dts[t], u = us[t], x = dt * u, y = skip * u, b[NS], c[NS];
             if (!CONST_B) read_share(bs + t * MATRIX_PITCH, b);
             if (!CONST_C) read_share(cs + t * MATRIX_PITCH, c);
@@ -40,10 +41,10 @@ __device__ __forceinline__ void walk(const Tiles& tile, const Place& at, float s
             }
             ys[i] = y;
         }
-        int first = four + share_steps<4, 1>(ys);
+        int first = start + share_steps<AT_ONCE, 1>(ys);
         __syncwarp();  // the other lanes have read what is overwritten now
-        if (at.lane < OWNERS(4)) {
-            UNROLL for (int i = 0; i < 4 / OWNERS(4); ++i) us[first + i] = ys[i];
+        if (at.lane < OWNERS(AT_ONCE)) {
+            UNROLL for (int i = 0; i < AT_ONCE / OWNERS(AT_ONCE); ++i) us[first + i] = ys[i];
         }
     }
 }
@@ -56,7 +57,7 @@ __device__ __forceinline__ void write_out(const Problem& p, const Place& at, con
     write_tile(p.out, at, s, tile);
 }
 
-SCAN_KERNEL scan_forward(const Problem p) {
+SCAN_KERNEL(MANY_BLOCKS) scan_forward(const Problem p) {
     SHARED_MEMORY(memory);
     Tiles tile = tiles(memory);
     Place at = place(p);

@@ -56,7 +56,7 @@ __device__ __forceinline__ void write_channel_sums(const Problem& p, const Place
     if (at.lane == 0 && at.channel < at.live) p.dD[by_segment(p, at)] = dD, p.dbias[by_segment(p, at)] = dbias;
 }
 
-SCAN_KERNEL scan_backward(const Problem p) {
+SCAN_KERNEL(BLOCKS) scan_backward(const Problem p) {
     SHARED_MEMORY(memory);
     BackTiles tile = back_tiles(memory);
     Place at = place(p);

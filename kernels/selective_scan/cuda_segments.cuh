@@ -47,19 +47,19 @@ __device__ __forceinline__ void ends_of_segment(const Problem& p, const Place& a
 }
 
 #if !BACKWARD
-SCAN_KERNEL scan_ends(const Problem p) {
+SCAN_KERNEL(MANY_BLOCKS) scan_ends(const Problem p) {
     SHARED_MEMORY(memory);
     ends_of_segment<false>(p, place(p), tiles(memory));
 }
 #else
-SCAN_KERNEL scan_ends_reverse(const Problem p) {
+SCAN_KERNEL(MANY_BLOCKS) scan_ends_reverse(const Problem p) {
     SHARED_MEMORY(memory);
     ends_of_segment<true>(p, place(p), tiles(memory));
 }
 #endif
 
 // One thread per row, channel and state: ends becomes what flows into each segment.
-SCAN_KERNEL scan_join(const Problem p) {
+SCAN_KERNEL(MANY_BLOCKS) scan_join(const Problem p) {
     i64 i = (i64)blockIdx.x * THREADS + threadIdx.x, per_row = p.channels * STATES;
     if (i >= p.rows * per_row) return;
     i64 row = i / per_row, channel = i % per_row / STATES;

@@ -39,10 +39,10 @@ def loops(instructions: list[Instruction]) -> list[list[Instruction]]:
 
 
 def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """Of the loops that hold no other with exponentials, the one with the most of these."""
+    """Of the loops that hold no other with exponentials, the one with the most of these; of several, the longest."""
     holders = [loop for loop in loops(instructions) if exponentials(loop)]
     inner = [a for a in holders if not any(b is not a and _within(b, a) for b in holders)]
-    return max(inner, key=exponentials)
+    return max(inner, key=lambda loop: (exponentials(loop), len(loop)))
 
 
 def _within(inner: list[Instruction], outer: list[Instruction]) -> bool:
