@@ -9,10 +9,10 @@ from typing import Any
 from experiments.bench._measure import Work
 
 
-def peer(module: str, make: Callable[[Any], Work]) -> Work | str:
+def peer(module: str, make: Callable[[Any], Work], find: Callable[[str], Any] = importlib.import_module) -> Work | str:
     """What `make` gives of a module that may be installed, else why there is nothing to compare with."""
     try:
-        return make(importlib.import_module(module))
+        return make(find(module))
     except ModuleNotFoundError as error:
         return f"missing ({error.name})"
     except Exception as error:

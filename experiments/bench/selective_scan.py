@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._higher_order_ops.associative_scan import associative_scan
 
 import kernels
+from experiments.bench import _mamba_ssm
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
 
@@ -68,7 +69,7 @@ def _case(
         "16-step chunk, compiled": _compiled(_in_chunks, tensors),
         "associative_scan, compiled": _compiled(_associative, tensors),
         "mambapy pscan": peer("mambapy.pscan", lambda module: lambda: _pscan(module.pscan, tensors)),
-        "mamba_ssm": peer("mamba_ssm.ops.selective_scan_interface", lambda module: _mamba_ssm(module, tensors)),
+        "mamba_ssm": peer("mamba_ssm.ops.selective_scan_interface", lambda m: _theirs(m, tensors), _mamba_ssm.find),
     }
     if backward or not peers:
         del contestants["associative_scan, compiled"]  # has no backward pass on a CPU
@@ -204,7 +205,5 @@ def _step_size(tensors: dict[str, Tensor]) -> Tensor:
     return F.softplus(tensors["delta"] + tensors["delta_bias"][:, None])
 
 
-def _mamba_ssm(module: Any, tensors: dict[str, Tensor]) -> Work:
-    if tensors["u"].device.type != "cuda":
-        raise RuntimeError("needs CUDA")
+def _theirs(module: Any, tensors: dict[str, Tensor]) -> Work:
     return lambda: module.selective_scan_fn(**tensors, delta_softplus=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import kernels
+from experiments.bench import _mamba_ssm
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
 
@@ -34,15 +35,12 @@ def _case(rows: int, channels: int, states: int, device: torch.device) -> Case:
         with torch.inference_mode():
             kernels.selective_state_update_(*arguments, backend="reference")
 
-    theirs = peer("mamba_ssm.ops.triton.selective_state_update", lambda module: _mamba_ssm(module, arguments))
+    theirs = peer("mamba_ssm.ops.triton.selective_state_update", lambda m: _theirs(m, arguments), _mamba_ssm.find)
     floor = {"copy": 2.0 * state.nbytes, "exp": float(state.numel())}
     return Case(f"in place B={rows} D={channels} N={states}", ours, floor, {"plain torch": plain, "mamba_ssm": theirs})
 
 
-def _mamba_ssm(module: Any, arguments: tuple[Any, ...]) -> Work:
-    if not arguments[0].is_cuda:
-        raise RuntimeError("needs CUDA")
-
+def _theirs(module: Any, arguments: tuple[Any, ...]) -> Work:
     def work() -> None:
         with torch.inference_mode():
             module.selective_state_update(*arguments)

@@ -1,0 +1,77 @@
+"""mamba_ssm, the peer on GPUs: as it is installed, else built once from its source distribution.
+
+It is built for this comparison alone, into archlab's cache: with the kernels of Mamba's own scan switched on, for the
+torch and the compiler that are here, and without the packages that only its models need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import torch
+
+from kernels.build import cache_folder
+
+SWITCHES = {"MAMBA_FORCE_BUILD": "TRUE", "MAMBA_KEEP_CUDA_BUILD": "TRUE"}
+HOURS = 2.0
+
+
+def find(module: str) -> types.ModuleType:
+    """A module of the package. Raises RuntimeError or ImportError with the reason why it cannot be had."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("needs CUDA")
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        _use(_built())
+        return importlib.import_module(module)
+
+
+def _use(folder: Path) -> None:
+    """Make the package importable from there, without its __init__, which imports every model that it has."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
+        del sys.modules[name]
+    package = types.ModuleType("mamba_ssm")
+    package.__path__ = [str(folder / "mamba_ssm")]
+    package.__spec__ = importlib.machinery.ModuleSpec("mamba_ssm", None, is_package=True)
+    sys.modules["mamba_ssm"] = package
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _built() -> Path:
+    """The folder that it is installed in."""
+    folder = cache_folder() / f"mamba-ssm-{torch.__version__}-{sys.implementation.cache_tag}"
+    if folder.is_dir():
+        return folder
+    if shutil.which("nvcc") is None:
+        raise RuntimeError("neither installed nor to be built: no nvcc")
+    print("mamba-ssm is built from its source distribution, once: this may take an hour", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        _install(Path(unfinished) / "done")
+        os.replace(Path(unfinished) / "done", folder)
+    return folder
+
+
+def _install(folder: Path) -> None:
+    """By pip, which builds it."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "mamba-ssm", "--target", str(folder)]
+    command = [sys.executable, "-m", "pip", "install", *options, "mamba-ssm"]
+    try:
+        done = subprocess.run(
+            command, env=os.environ | SWITCHES, capture_output=True, text=True, timeout=HOURS * 3600, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not to be built within {HOURS:g} hours") from error
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [f"status {done.returncode}"]
+        raise RuntimeError(f"not to be built: {errors[0].strip()}")
