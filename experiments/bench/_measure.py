@@ -66,23 +66,6 @@ def timed(work: Work, device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def captured(work: Work) -> Work | str:
-    """The work as one CUDA graph, so that nothing is launched by itself, or why it cannot be."""
-    try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is compiled or allocated once must not be captured
-            for _ in range(3):
-                work()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-    except RuntimeError as error:
-        return f"cannot be captured ({str(error).splitlines()[0][:80]})"
-    return graph.replay
-
-
 def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[str, Any]:
     """The case's record: medians in seconds, the floor of the same run, ratios, and peaks of memory.
 

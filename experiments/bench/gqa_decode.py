@@ -36,12 +36,11 @@ def _case(width: int, rows: int, context: int, device: torch.device) -> Case:
     model = archs.build("gqa", VOCABULARY, **sizes).to(device).eval()
     token = random_ids(rows, 1, device)
     state = _as_after(model.encode(archs.Tokens(token), context - 1 + ROOM), context)
+    graph = as_graph(model, state, token)
     ours = one_token(state, lambda state, token: model.decode(state, token)[1], token)
     peers = {"transformers": peer("transformers", lambda module: _transformers(module, model.config, token, context))}
     read = LAYERS * 2 * 4.0 * rows * kv_heads * (width // heads) * context
-    return Case(
-        f"d_model={width}, {rows} rows after {context}", ours, floor(model, read), as_graph(ours, token) | peers
-    )
+    return Case(f"d_model={width}, {rows} rows after {context}", ours, floor(model, read), graph | peers)
 
 
 def _as_after(state: Cache, context: int) -> Cache:

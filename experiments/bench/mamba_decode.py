@@ -31,6 +31,7 @@ def _case(width: int, rows: int, context: int, device: torch.device) -> Case:
     ids = random_ids(rows, context, device)
     model = archs.build("mamba", VOCABULARY, d_model=width, n_layers=LAYERS, d_state=STATES).to(device).eval()
     state = model.encode(archs.Tokens(ids), ROOM)
+    graph = as_graph(model, state, ids[:, :1])
     ours = one_token(state, lambda state, token: model.decode(state, token)[1], ids[:, :1])
     peers = {
         "transformers": peer("transformers", lambda module: _transformers(module, width, ids)),
@@ -40,7 +41,7 @@ def _case(width: int, rows: int, context: int, device: torch.device) -> Case:
         f"d_model={width}, {rows} rows after {context}",
         ours,
         floor(model, 2.0 * state.nbytes),
-        as_graph(ours, ids) | peers,
+        graph | peers,
     )
 
 

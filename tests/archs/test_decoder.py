@@ -155,18 +155,6 @@ def test_a_step_waits_for_nothing(backbone: Backbone[Any]) -> None:
         assert "device" not in call.kwargs or "copy" not in str(call.operator), call
 
 
-@pytest.mark.parametrize("name", ["gqa", "mamba", "transformer"])
-def test_the_state_keeps_its_place(name: str) -> None:
-    """Whatever grows with the context or the model is written where it lies, captured or not."""
-    backbone = build(*ONE_OF_EACH[name])
-    with torch.inference_mode():
-        state = backbone.encode(ragged(*LENGTHS, vocabulary=VOCABULARY), room=4)
-        places = [leaf.data_ptr() for leaf in state.leaves() if leaf.dim() > 1]
-        for _ in range(4):
-            _, state = backbone.decode(state, torch.full((len(LENGTHS), 1), 3))
-            assert [leaf.data_ptr() for leaf in state.leaves() if leaf.dim() > 1] == places
-
-
 def test_what_cannot_be_captured_is_said_and_changes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(work: Callable[[], None]) -> Callable[[], None]:
         machine.capture(work)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 import pytest
 import torch
 from conftest import Archlab
+from torch import Tensor
 
+import archs
+from archs.decoder import EAGER, Decoder
 from experiments.bench import _decoding, _measure
 from kernels import gpu_ceilings
 
@@ -23,13 +27,42 @@ def test_without_a_gpu_one_sentence_says_so(archlab: Archlab) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@no_gpu
-def test_what_cannot_be_captured_says_why() -> None:
-    assert str(_measure.captured(lambda: None)).startswith("cannot be captured (")
+class Replaying(Decoder):
+    """Steps that a graph makes, and that say what went wrong where it could not be made."""
+
+    steps = 0
+
+    def step(self, token: Tensor) -> Tensor:
+        type(self).steps += 1
+        if self.steps == EAGER + 1 and self.fails:
+            warnings.warn(self.fails, stacklevel=1)
+        return token
+
+    fails = ""
+
+
+@pytest.mark.parametrize("fails", ["", "a step of GQA is no CUDA graph"])
+@pytest.mark.parametrize("name", ["gqa_decode", "mamba_decode"])
+def test_decoding_is_measured_as_generation_does_it(name: str, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is captured before anything is timed, or the line says why there is none."""
+    decoder = type("Fresh", (Replaying,), {"fails": fails})
+    monkeypatch.setattr(_decoding, "capturable", lambda device: True)
+    monkeypatch.setattr(_decoding, "Decoder", decoder)
+    module = importlib.import_module(f"experiments.bench.{name}")
+    work = module._case(128, 1, 16, torch.device("cpu")).peers["ours as one CUDA graph"]
+    assert decoder.steps == EAGER + 1
+    if fails:
+        assert work == fails
+    else:
+        work()
+        assert decoder.steps == EAGER + 2
 
 
 def test_a_graph_is_for_gpus() -> None:
-    assert _decoding.as_graph(lambda: None, torch.zeros(1, 1)) == {}
+    model = archs.build("mamba", 8, d_model=8)
+    with torch.inference_mode():
+        state = model.encode(archs.Tokens(torch.zeros(1, 1, dtype=torch.int64)), room=1)
+    assert _decoding.as_graph(model, state, torch.zeros(1, 1)) == {}
 
 
 def test_exponentials_have_a_ceiling_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
