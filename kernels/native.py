@@ -44,14 +44,21 @@ def operator(schema: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
     return getattr(torch.ops.archlab, name).default
 
 
-def readable(*tensors: Tensor | None) -> list[Tensor | None]:
+def readable(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     """The tensors, those of dtypes that C++ does not read in float32."""
-    return [t if t is None or t.dtype in CODES else t.float() for t in tensors]
+    for tensor in tensors:  # mostly in vain, and then quicker than making a list
+        if tensor is not None and tensor.dtype not in CODES:
+            return [t if t is None or t.dtype in CODES else t.float() for t in tensors]
+    return tensors
 
 
 def differentiable(tensors: Sequence[Tensor | None]) -> bool:
     """Whether autograd follows an operation on these."""
-    return torch.is_grad_enabled() and any_requires_grad(*tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a generator would take twice the time
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def once(op: str, backward: Callable[..., Any], *inputs: Any) -> Any:

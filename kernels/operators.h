@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <initializer_list>
 #include <new>
 #include <numeric>
 #include <optional>
@@ -16,7 +15,9 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include "parallel.h"
 #include "tiles.h"
 
 extern "C" {
@@ -88,7 +89,7 @@ class Tensor {
         int64_t* strides;
         return expect(aoti_torch_get_strides(handle, &strides)), strides;
     }
-    int64_t size(int axis) const { return sizes()[axis]; }
+    int64_t size(int64_t axis) const { return sizes()[axis < 0 ? axis + dim() : axis]; }
     int64_t numel() const { return std::accumulate(sizes(), sizes() + dim(), int64_t{1}, std::multiplies<>()); }
     void* data() const {
         void* data;
@@ -114,10 +115,12 @@ inline Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, i
     return Tensor(handle);
 }
 
-inline Tensor empty(std::initializer_list<int64_t> sizes) {
-    int64_t strides[8], stride = 1;
-    for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes.begin()[i])) strides[i] = stride;
-    return empty(sizes.size(), sizes.begin(), strides, aoti_torch_dtype_float32());
+// Contiguous float32.
+inline Tensor empty(const std::vector<int64_t>& sizes) {
+    std::vector<int64_t> strides(sizes.size());
+    int64_t stride = 1;
+    for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) strides[i] = stride;
+    return empty(sizes.size(), sizes.data(), strides.data(), aoti_torch_dtype_float32());
 }
 
 // As torch.empty_like.
@@ -155,11 +158,24 @@ inline tiles::TypedView view(const Tensor& tensor) {
 
 inline tiles::TypedView view(const Optional& tensor) { return tensor ? view(*tensor) : tiles::TypedView{}; }
 
+// The numbers of a tensor that must be contiguous float32.
+inline float* floats(const Tensor& tensor) {
+    if (tensor.dtype() != aoti_torch_dtype_float32() || !tensor.is_contiguous())
+        throw std::invalid_argument("expected contiguous tensors of float32");
+    return static_cast<float*>(tensor.data());
+}
+
 // How many threads so many multiply-adds deserve, at most torch's.
 inline int64_t threads(int64_t work) {
     uint32_t most;
     expect(torch_get_num_threads(&most));
     return std::min<int64_t>(most, 1 + work / work_per_thread);
+}
+
+// work(task, scratch) for every task; see parallel.h. Raises std::bad_alloc if memory runs out.
+template <class Work>
+void run(int64_t tasks, int64_t threads, const Work& work) {
+    if (!parallel::run(tasks, threads, work)) throw std::bad_alloc();
 }
 
 // What torch hands over, and what it is handed.

@@ -1,13 +1,14 @@
-// The norm by root mean square in float32 on the CPU, forward and backward, behind a plain C interface. Lanes are
-// features; a task is ROWS vectors.
+// The norm by root mean square in float32 on the CPU, forward and backward, as operators of torch. Lanes are features; a
+// task is ROWS vectors.
 #include <cmath>
 
-#include "../parallel.h"
+#include "../operators.h"
 
 namespace rms_norm {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::Tensor;
 
 inline float sum(Lanes terms) {
     float total = 0.0f;
@@ -15,12 +16,17 @@ inline float sum(Lanes terms) {
     return total;
 }
 
-// The arguments and results, mirrored field by field in cpu.py; contiguous.
+// Contiguous tensors.
 struct Problem {
-    int64_t rows, features, threads;
+    int64_t features, rows, threads;
     double eps;
     const float *x, *weight;  // (rows, features), (features)
 
+    Problem(const Tensor& x, const Tensor& weight, double eps)
+        : features(weight.size(0)), rows(x.numel() / features), threads(operators::threads(8 * x.numel())), eps(eps),
+          x(floats(x)), weight(floats(weight)) {}
+
+    int64_t tasks() const { return (rows + ROWS - 1) / ROWS; }
     int64_t whole() const { return features / W * W; }  // features in full lanes
 
     // What vector x is multiplied by.
@@ -35,6 +41,8 @@ struct Problem {
 
 struct Forward : Problem {
     float* out;
+
+    Forward(const Problem& p, const Tensor& out) : Problem(p), out(floats(out)) {}
 
     void begin(int64_t) const {}
 
@@ -51,6 +59,9 @@ struct Forward : Problem {
 struct Backward : Problem {
     const float* dout;
     float *dx, *dweight;  // (rows, features), (tasks, features)
+
+    Backward(const Problem& p, const Tensor& dout, const Tensor& dx, const Tensor& dweight)
+        : Problem(p), dout(floats(dout)), dx(floats(dx)), dweight(floats(dweight)) {}
 
     void begin(int64_t task) const { std::fill_n(dweight + task * features, features, 0.0f); }
 
@@ -76,16 +87,29 @@ struct Backward : Problem {
 };
 
 template <class Pass>
-int run(const Pass& p) {
-    const auto work = [&](int64_t task, parallel::Scratch&) {
+void run(const Pass& p) {
+    operators::run(p.tasks(), p.threads, [&](int64_t task, parallel::Scratch&) {
         p.begin(task);
         for (int64_t row = task * ROWS; row < std::min<int64_t>(p.rows, (task + 1) * ROWS); ++row) p.run(task, row);
-    };
-    return parallel::run((p.rows + ROWS - 1) / ROWS, p.threads, work) ? 0 : 1;
+    });
 }
 
-}  // namespace rms_norm
+// As normalize in cpu.py.
+std::tuple<Tensor> forward(const Tensor& x, const Tensor& weight, double eps) {
+    Tensor out = empty_like(x);
+    run(Forward(Problem(x, weight, eps), out));
+    return {std::move(out)};
+}
 
-// Both return 0, or 1 if there was not enough memory.
-extern "C" int rms_norm_forward(const rms_norm::Forward* p) { return rms_norm::run(*p); }
-extern "C" int rms_norm_backward(const rms_norm::Backward* p) { return rms_norm::run(*p); }
+// As normalize_backward in cpu.py.
+std::tuple<Tensor, Tensor> backward(const Tensor& dout, const Tensor& x, const Tensor& weight, double eps) {
+    const Problem p(x, weight, eps);
+    Tensor dx = empty_like(x), dweight = operators::empty({p.tasks(), p.features});
+    run(Backward(p, dout, dx, dweight));
+    return {std::move(dx), std::move(dweight)};
+}
+
+const auto registered =
+    operators::Registration().add<forward>("rms_norm_cpu").add<backward>("rms_norm_cpu_backward");
+
+}  // namespace rms_norm
