@@ -1,11 +1,12 @@
-// SwiGLU's gate in float32 on the CPU, forward and backward, behind a plain C interface. Lanes are features; a task is
-// a few rows.
-#include "../parallel.h"
+// SwiGLU's gate in float32 on the CPU, forward and backward, as operators of torch. Lanes are features; a task is a few
+// rows.
+#include "../operators.h"
 
 namespace swiglu {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::Tensor;
 
 constexpr int64_t ROWS = 64;  // of a task
 
@@ -22,21 +23,31 @@ inline void store(float* to, Lanes value, int64_t count) {
     else std::memcpy(to, &value, count * sizeof(float));
 }
 
-// The arguments and results, mirrored field by field in cpu.py; contiguous.
-struct Forward {
-    int64_t rows, features, threads;
+// Contiguous tensors.
+struct Problem {
+    int64_t features, rows, threads;
     const float* x;  // (rows, 2 features): gate, up
-    float* out;      // (rows, features)
+
+    explicit Problem(const Tensor& x)
+        : features(x.size(-1) / 2), rows(features ? x.numel() / features / 2 : 0),
+          threads(operators::threads(16 * x.numel())), x(floats(x)) {}
+};
+
+struct Forward : Problem {
+    float* out;  // (rows, features)
+
+    Forward(const Tensor& x, const Tensor& out) : Problem(x), out(floats(out)) {}
 
     void run(int64_t row, int64_t i, int64_t count, Lanes gate, Lanes up, Lanes sigmoid) const {
         store(out + row * features + i, gate * sigmoid * up, count);
     }
 };
 
-struct Backward {
-    int64_t rows, features, threads;
-    const float *x, *dout;
+struct Backward : Problem {
+    const float* dout;
     float* dx;
+
+    Backward(const Tensor& dout, const Tensor& x, const Tensor& dx) : Problem(x), dout(floats(dout)), dx(floats(dx)) {}
 
     void run(int64_t row, int64_t i, int64_t count, Lanes gate, Lanes up, Lanes sigmoid) const {
         const Lanes d = load(dout + row * features + i, count), silu = gate * sigmoid;
@@ -47,8 +58,8 @@ struct Backward {
 };
 
 template <class Pass>
-int run(const Pass& p) {
-    const auto work = [&](int64_t task, parallel::Scratch&) {
+void run(const Pass& p) {
+    operators::run((p.rows + ROWS - 1) / ROWS, p.threads, [&](int64_t task, parallel::Scratch&) {
         const lanes::Exp2 exp2;
         for (int64_t row = task * ROWS; row < std::min(p.rows, (task + 1) * ROWS); ++row)
             for (int64_t i = 0; i < p.features; i += W) {
@@ -57,12 +68,25 @@ int run(const Pass& p) {
                 const Lanes gate = load(from, count), up = load(from + p.features, count);
                 p.run(row, i, count, gate, up, lanes::sigmoid(exp2, gate));
             }
-    };
-    return parallel::run((p.rows + ROWS - 1) / ROWS, p.threads, work) ? 0 : 1;
+    });
 }
 
-}  // namespace swiglu
+// As gate in cpu.py.
+std::tuple<Tensor> forward(const Tensor& x) {
+    std::vector<int64_t> sizes(x.sizes(), x.sizes() + x.dim());
+    sizes.back() /= 2;
+    Tensor out = operators::empty(sizes);
+    run(Forward(x, out));
+    return {std::move(out)};
+}
 
-// Both return 0, or 1 if there was not enough memory.
-extern "C" int swiglu_forward(const swiglu::Forward* p) { return swiglu::run(*p); }
-extern "C" int swiglu_backward(const swiglu::Backward* p) { return swiglu::run(*p); }
+// As gate_backward in cpu.py.
+std::tuple<Tensor> backward(const Tensor& dout, const Tensor& x) {
+    Tensor dx = empty_like(x);
+    run(Backward(dout, x, dx));
+    return {std::move(dx)};
+}
+
+const auto registered = operators::Registration().add<forward>("swiglu_cpu").add<backward>("swiglu_cpu_backward");
+
+}  // namespace swiglu

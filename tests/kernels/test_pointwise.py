@@ -78,12 +78,15 @@ def test_no_rows(operation: Operation) -> None:
 
 @pytest.mark.parametrize("operation", [rms_norm, swiglu])
 def test_operators(operation: Operation) -> None:
-    tensors = [tensor.float().requires_grad_() for tensor in draw(operation, 5, 8)]
+    tensors = [tensor.float() for tensor in draw(operation, 5, 8)]
+    out = operation(*tensors, "cpu")
     if operation is rms_norm:
         torch.library.opcheck(rms_norm_cpu.normalize, (*tensors, EPS))
+        torch.library.opcheck(rms_norm_cpu.normalize_backward, (out, *tensors, EPS))
     else:
         torch.library.opcheck(swiglu_cpu.gate, tensors)
-    out = operation(*tensors, "cpu")
+        torch.library.opcheck(swiglu_cpu.gate_backward, (out, *tensors))
+    out = operation(*(tensor.requires_grad_() for tensor in tensors), "cpu")
     (gradient,) = torch.autograd.grad(out.sum(), tensors[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="has no second derivatives"):
         gradient.sum().backward()
