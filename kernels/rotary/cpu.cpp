@@ -1,11 +1,12 @@
-// The rotation of rotary positions in float32 on the CPU, behind a plain C interface. Lanes are features; a task is a
-// few positions of a row.
-#include "../parallel.h"
+// The rotation of rotary positions in float32 on the CPU, as an operator of torch. Lanes are features; a task is a few
+// positions of a row.
+#include "../operators.h"
 
 namespace rotary {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::Tensor;
 
 constexpr int64_t POSITIONS = 64;  // of a task
 
@@ -14,14 +15,25 @@ struct Vectors {
     float* data;
     int64_t row, head, position;
 
+    explicit Vectors(const Tensor& tensor) {
+        const int64_t* strides = tensor.strides();
+        if (type(tensor) != tiles::TypedView::FLOAT || strides[3] != 1)
+            throw std::invalid_argument("expected vectors of float32, of contiguous features");
+        data = static_cast<float*>(tensor.data()), row = strides[0], head = strides[1], position = strides[2];
+    }
+
     float* at(int64_t r, int64_t h, int64_t t) const { return data + r * row + h * head + t * position; }
 };
 
-// The arguments and results, mirrored field by field in cpu.py.
 struct Problem {
-    int64_t rows, heads, positions, features, threads, back, per_row;
+    const int64_t rows, heads, positions, features;
+    const bool back, per_row;
     const float *cos, *sin;  // (rows or 1, positions, features / 2), contiguous
-    Vectors x, out;
+    const Vectors x, out;
+
+    Problem(const Tensor& x, const Tensor& cos, const Tensor& sin, bool back, const Tensor& out)
+        : rows(x.size(0)), heads(x.size(1)), positions(x.size(2)), features(x.size(3)), back(back),
+          per_row(cos.size(0) > 1), cos(floats(cos)), sin(floats(sin)), x(x), out(out) {}
 
     int64_t blocks() const { return (positions + POSITIONS - 1) / POSITIONS; }
 
@@ -51,10 +63,17 @@ struct Problem {
     }
 };
 
-}  // namespace rotary
-
-// Returns 0, or 1 if there was not enough memory.
-extern "C" int rotary_turn(const rotary::Problem* p) {
-    const auto work = [&](int64_t task, parallel::Scratch&) { p->run(task); };
-    return parallel::run(p->rows * p->blocks(), p->threads, work) ? 0 : 1;
+// As turn in cpu.py: heads side by side, as the products before and behind have them.
+std::tuple<Tensor> turn(const Tensor& x, const Tensor& cos, const Tensor& sin, bool back) {
+    const int64_t heads = x.size(1), positions = x.size(2), features = x.size(3);
+    const int64_t strides[] = {positions * heads * features, features, heads * features, 1};
+    Tensor out = operators::empty(4, x.sizes(), strides, x.dtype());
+    const Problem p(x, cos, sin, back, out);
+    operators::run(p.rows * p.blocks(), operators::threads(8 * x.numel()),
+                   [&](int64_t task, parallel::Scratch&) { p.run(task); });
+    return {std::move(out)};
 }
+
+const auto registered = operators::Registration().add<turn>("rotary_cpu");
+
+}  // namespace rotary

@@ -1,12 +1,11 @@
 """The rotation in float32 on the CPU, in C++ (cpu.cpp); shorter floats are computed in float32.
 
-An operator without side effects, with a fake implementation. Its gradient is itself, turning back.
+An operator without side effects. Its gradient is itself, turning back.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ RANK = 20
 FALLBACK = False
 
 
-@functools.cache
 def library() -> ctypes.CDLL | build.BuildError:
     """The compiled cpu.cpp, or why there is none here."""
-    return build.attempt(Path(__file__).with_name("cpu.cpp"))
+    return native.library(Path(__file__).with_name("cpu.cpp"))
 
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
@@ -32,43 +30,34 @@ def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | Non
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `kernels.rotary`. Returns (B, H, T, E)."""
-    given = x.float(), cos.float().contiguous(), sin.float().contiguous()
-    return native.run(turn, _turn, _save, _differentiate, given, False).to(x.dtype)
+    return _turned(x.float(), cos.float().contiguous(), sin.float().contiguous(), False).to(x.dtype)
 
 
-@torch.library.custom_op("archlab::rotary_cpu", mutates_args=(), device_types="cpu")
-def turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    """All float32, cos and sin contiguous; `back` turns the other way."""
-    return _turn(x, cos, sin, back)
-
-
-@turn.register_fake
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    x = x if x.stride(3) == 1 else x.contiguous()
+    return Turn.apply(x, cos, sin, back) if native.differentiable((x,)) else turn(x, cos, sin, back)
+
+
+def _result(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     rows, heads, length, features = x.shape
-    # Heads side by side, as the products before and behind have them.
     return x.new_empty(rows, length, heads, features).transpose(1, 2)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    """The operator `turn`, at work."""
-    if x.stride(3) != 1:
-        x = x.contiguous()
-    out = _turned(x, cos, sin, back)
-    problem = [*x.shape, native.threads(8 * x.numel()), back, len(cos) > 1, cos.data_ptr(), sin.data_ptr()]
-    for tensor in (x, out):
-        problem += [tensor.data_ptr(), *tensor.stride()[:3]]
-    native.call(library(), "rotary_turn", problem)
-    return out
+turn = native.operator("rotary_cpu(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor", _result)
+"""All float32, cos and sin contiguous, and the features of x; `back` turns the other way."""
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cos, sin, ctx.back = inputs
-    ctx.save_for_backward(cos, sin)
+class Turn(torch.autograd.Function):
+    """x, cos, sin, back -> out."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+        """The rotation."""
+        ctx.save_for_backward(cos, sin)
+        ctx.back = back
+        return turn(x, cos, sin, back)
 
-def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    given = dout, *ctx.saved_tensors
-    return native.run(turn, _turn, _save, _differentiate, given, not ctx.back), None, None, None
-
-
-turn.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x: the rotation back."""
+        return _turned(dout, *ctx.saved_tensors, not ctx.back), None, None, None
