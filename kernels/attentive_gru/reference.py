@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,13 @@ FALLBACK = True
 why_not = anywhere
 
 
-def attentive_gru(
+def attentive_gru(*arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.attentive_gru`. Returns h (B, T, H), c (B, T, E), the last state (B, H)."""
+    return stepwise(additive_attention, *arguments)
+
+
+def stepwise(
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor],
     gates: Tensor,
     queries: Tensor,
     hidden: Tensor,
@@ -26,7 +34,7 @@ def attentive_gru(
     v: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `kernels.attentive_gru`. Returns h (B, T, H), c (B, T, E), the last state (B, H)."""
+    """The same with a backend of additive attention of one's choice."""
     given = (gates, queries, hidden, weight_context, weight_hidden, bias_hidden, weight_query, keys, values, v)
     dtype = compute_dtype(*given)
     gates, queries, h, weight_context, weight_hidden, bias, weight_query, keys, values, v = (
@@ -35,7 +43,7 @@ def attentive_gru(
     states, contexts = [], []
     for from_inputs, query in zip(gates.unbind(1), queries.unbind(1), strict=True):
         query = query + h @ weight_query.mT
-        context = additive_attention(query[:, None], keys, values, v, mask)[:, 0]
+        context = attention(query[:, None], keys, values, v, mask)[:, 0]
         i_r, i_z, i_n = (from_inputs + context @ weight_context.mT).chunk(3, -1)
         p_r, p_z, p_n = (h @ weight_hidden.mT + bias).chunk(3, -1)
         z = torch.sigmoid(i_z + p_z)

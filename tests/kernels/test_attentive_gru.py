@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+from contestants import backends
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor, nn
 
 import kernels
 from kernels.attentive_gru import cpu
 
-BACKENDS = list(kernels.backends("attentive_gru"))
+BACKENDS = backends("attentive_gru")
 NAMES = (
     *("gates", "queries", "hidden", "weight_context", "weight_hidden"),
     *("bias_hidden", "weight_query", "keys", "values", "v"),
@@ -63,7 +64,8 @@ SIZES = [(1, 1, 1, 1, 1), (4, 7, 5, 6, 3), (3, 16, 16, 16, 16), (70, 65, 40, 33,
 
 @pytest.mark.parametrize("rows", [2, 5])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_values_and_gradients(sizes: tuple[int, ...], rows: int) -> None:
+@pytest.mark.parametrize("backend", backends("attentive_gru", but="reference"))
+def test_values_and_gradients(backend: str, sizes: tuple[int, ...], rows: int) -> None:
     tensors = [tensor.float() for tensor in draw(*sizes, rows=rows)]
     mask = torch.arange(sizes[1]).remainder(3).ne(1).expand(rows, -1)
     plain, exact = (
@@ -71,7 +73,7 @@ def test_values_and_gradients(sizes: tuple[int, ...], rows: int) -> None:
         for given in (tensors, [tensor.double() for tensor in tensors])
     )
     with nan_in_fresh_memory():
-        actual = results(partial(kernels.attentive_gru, backend="cpu"), tensors, mask)
+        actual = results(partial(kernels.attentive_gru, backend=backend), tensors, mask)
     assert_all_as_good(RESULTS, actual, plain, exact)
 
 

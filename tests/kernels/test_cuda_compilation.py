@@ -18,7 +18,7 @@ import sass
 import torch
 
 import kernels
-from kernels import nvrtc
+from kernels import cuda_driver, nvrtc
 from kernels.selective_scan._cuda_problem import DTYPES, Specialisation, backward_threads, power_of_two
 
 SOURCE = Path(kernels.__file__).parent / "selective_scan" / "cuda.cu"
@@ -170,3 +170,23 @@ def test_without_nvrtc_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPat
     nvrtc.library.cache_clear()
     with pytest.raises(nvrtc.NvrtcError, match="pip install"):
         nvrtc.library()
+
+
+@pytest.mark.parametrize(("driver", "why"), [(None, "no NVRTC 13 to compile with: install it"), ("gone", "driver")])
+def test_a_gpu_without_what_it_needs_says_what(driver: str | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `archlab doctor` shows it."""
+
+    def load() -> None:
+        if driver:
+            raise cuda_driver.DriverError("the NVIDIA driver's libcuda.so.1 cannot be loaded: install the driver")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda_driver, "_driver", load)
+    monkeypatch.setattr(nvrtc, "_candidates", lambda major: [])
+    nvrtc.library.cache_clear()
+    said = kernels.backends("selective_scan", torch.bfloat16, "cuda")["cuda"]
+    nvrtc.library.cache_clear()
+    assert said is not None
+    assert why in said
