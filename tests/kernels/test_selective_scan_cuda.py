@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +160,16 @@ def test_strided_and_expanded_arguments() -> None:
     copied = {name: tensor.contiguous() for name, tensor in spread.items()}
     for left, right in zip(results(spread, "cuda"), results(copied, "cuda"), strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_offsets_beyond_31_bits(tmp_path: Path) -> None:
+    """Channels that lie 2^31 elements apart, in files that are all holes but for them."""
+    tensors = {name: tensor.bfloat16() for name, tensor in as_float32(Case(70, channels=2, rows=1, groups_B=1)).items()}
+    far = dict(tensors)
+    for name in ("u", "delta", "z"):
+        room = torch.from_file(str(tmp_path / name), True, 2**31 + 70, dtype=torch.bfloat16)
+        far[name] = room.as_strided((1, 2, 70), (2**32, 2**31, 1)).copy_(tensors[name])
+    assert all(map(torch.equal, results(far, "cuda"), results(tensors, "cuda")))
 
 
 def test_scan_in_two_pieces_is_the_scan() -> None:
