@@ -125,25 +125,19 @@ constexpr float NEAR = 125.0f;
 // 2^k times 2^(i / 16), of a table in a register, times what is left, by a cubic.
 class Exp2 {
     static constexpr float ROUND_16 = 12582912.0f / 16;
-    static constexpr int TO_EXPONENT = 23 - 4;
-    Words table;
+    Lanes table;
 
+    // rounded: ROUND_16 + k + i / 16, the low bits of which are i. The instruction that scales takes the k of k + i / 16.
     Lanes power(Lanes rounded, Lanes r) const {
-        const Words bits = (Words)rounded;  // their low ones are 16 k + i: the table makes up for what i adds here
-        const Lanes root = (Lanes)((Words)_mm512_permutexvar_epi32((__m512i)bits, (__m512i)table) + (bits << TO_EXPONENT));
+        const Lanes root = (Lanes)_mm512_permutexvar_ps((__m512i)rounded, (__m512)table);
         Lanes p = r * 0.0555041087f + 0.240226507f;
         p = p * r + 0.693147181f;
-        return p * (r * root) + root;
+        return (Lanes)_mm512_scalef_ps((__m512)(p * (r * root) + root), (__m512)(rounded - ROUND_16));
     }
 
    public:
     Exp2() {
-        for (int i = 0; i < W; ++i) {
-            const float root = static_cast<float>(std::exp2(i / 16.0));
-            int32_t bits;
-            std::memcpy(&bits, &root, sizeof bits);
-            table[i] = bits - (i << TO_EXPONENT);
-        }
+        for (int i = 0; i < W; ++i) table[i] = static_cast<float>(std::exp2(i / 16.0));
     }
 
     Lanes operator()(Lanes a, Lanes b) const {
@@ -313,16 +307,25 @@ LANES_INLINE void add_pairs(Lanes rows[2 * span]) {
     for (int i = 0; i < span; ++i) rows[i] = shuffle(rows[i], rows[i + span], own) + shuffle(rows[i], rows[i + span], other);
 }
 
-// Lane i of the result is the sum over the lanes of rows[i].
+// Lane i of the result is the sum over the lanes of rows[i]. Halves of neighbouring rows are exchanged by reading from
+// between them, which leaves the processor's only shuffle unit to the later, smaller exchanges.
 __attribute__((noinline)) inline Lanes sum_each(const Lanes rows[W]) {
-    Lanes sums[W];
+    Lanes sums[W / 2];
+    Words is_high{}, places{};
     LANES_UNROLL
-    for (int i = 0; i < W; ++i) sums[i] = rows[i];
-    if constexpr (W > 8) add_pairs<8>(sums);
-    if constexpr (W > 4) add_pairs<4>(sums);
-    add_pairs<2>(sums);
+    for (int i = 0; i < W; ++i) {
+        is_high[i] = i < W / 2 ? 0 : -1;
+        places[i] = i / 2 + i % 2 * (W / 2);
+    }
+    LANES_UNROLL
+    for (int i = 0; i < W / 2; ++i) {
+        const Lanes outer = is_high ? rows[2 * i + 1] : rows[2 * i];
+        sums[i] = outer + load(reinterpret_cast<const float*>(rows + 2 * i) + W / 2);
+    }
+    if constexpr (W > 8) add_pairs<4>(sums);
+    if constexpr (W > 4) add_pairs<2>(sums);
     add_pairs<1>(sums);
-    return sums[0];
+    return shuffle(sums[0], sums[0], places);
 }
 
 // Within its scope, numbers too small for a normal float are 0: a decayed state would otherwise run at a tenth of the

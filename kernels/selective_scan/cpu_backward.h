@@ -131,14 +131,15 @@ class Backward {
         std::copy_n(h + state, count, now);
         for (int t = 0; t < steps; ++t) {
             const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
+            const auto B_t = B.at(block, t) + state, C_t = C.at(block, t) + state;
             Lanes *decay_n = decay + t * GROUP, *kept_n = kept + t * GROUP, sum = y[t];
             if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
                 decay_n[n] = near ? power(rate, a[n]) : lanes::exp2_product(rate, a[n]);
                 kept_n[n] = decay_n[n] * now[n];
-                now[n] = kept_n[n] + x * B.at(block, t, state + n);
-                sum += now[n] * C.at(block, t, state + n);
+                now[n] = kept_n[n] + x * B_t[n];
+                sum += now[n] * C_t[n];
             }
             y[t] = sum;
         }
@@ -155,13 +156,14 @@ class Backward {
         std::fill_n(dA, count, Lanes{});
         for (int t = to - 1; t >= from; --t) {
             const Lanes dt = d[t], gt = g[t], x = dt * u[t];
+            const auto B_t = B.at(block, t) + state, C_t = C.at(block, t) + state;
             const Lanes *decay_n = decay + t * GROUP, *kept_n = kept + t * GROUP;
             Lanes of_x = by_x[t], of_decay = by_decay[t];
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
-                const auto b = B.at(block, t, state + n);
+                const auto b = B_t[n];
                 const Lanes kept = kept_n[n];
-                const Lanes gradient = gradient_of_h[n] + gt * C.at(block, t, state + n), through = gradient * kept;
+                const Lanes gradient = gradient_of_h[n] + gt * C_t[n], through = gradient * kept;
                 of_x += gradient * b;
                 of_decay += through * A_n[n];
                 dA[n] += through * dt;

@@ -77,13 +77,14 @@ class Forward {
         if (fixed) state = std::copy_n(state, fixed, own) - fixed;
         for (int t = 0; t < steps; ++t) {
             const Lanes dt = d[t], x = dt * u[t];
+            const auto B_t = B.at(block, t), C_t = C.at(block, t);
             Lanes sum = skip * u[t];
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
                 const Lanes decay = near ? power(dt, a[n]) : lanes::exp2_product(dt, a[n]);
-                const Lanes new_state = decay * state[n] + x * B.at(block, t, n);
-                sum += new_state * C.at(block, t, n);
+                const Lanes new_state = decay * state[n] + x * B_t[n];
+                sum += new_state * C_t[n];
                 state[n] = new_state;
             }
             y[t] = sum;

@@ -154,9 +154,10 @@ class Input {
         }
     }
 
-    auto at(int block, int t, int n) const {
-        if constexpr (per_lane) return lanes_[block * by_block + t * by_step + n];
-        else return shared[t * states + n];
+    // The numbers of a step, one per state.
+    auto at(int block, int t) const {
+        if constexpr (per_lane) return static_cast<const Lanes*>(lanes_ + block * by_block + t * by_step);
+        else return static_cast<const float*>(shared + t * states);
     }
 };
 
