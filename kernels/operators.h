@@ -72,6 +72,7 @@ class Tensor {
    public:
     explicit Tensor(AtenTensorHandle owned) : handle(owned) {}
     Tensor(Tensor&& other) noexcept : handle(other.release()) {}
+    Tensor& operator=(Tensor&& other) noexcept { return std::swap(handle, other.handle), *this; }
     ~Tensor() { if (handle) aoti_torch_delete_tensor_object(handle); }
 
     AtenTensorHandle get() const { return handle; }
@@ -123,6 +124,18 @@ inline Tensor empty(const std::vector<int64_t>& sizes) {
     return empty(sizes.size(), sizes.data(), strides.data(), aoti_torch_dtype_float32());
 }
 
+// The sum over the first axis of contiguous float32.
+inline Tensor sum_of_first(const Tensor& parts) {
+    Tensor sum = empty({parts.sizes() + 1, parts.sizes() + parts.dim()});
+    const int64_t count = sum.numel();
+    const float* from = static_cast<float*>(parts.data());
+    float* to = static_cast<float*>(sum.data());
+    std::fill_n(to, count, 0.0f);
+    for (int64_t part = 0; part < parts.size(0); ++part, from += count)
+        for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+    return sum;
+}
+
 // As torch.empty_like.
 inline Tensor empty_like(const Tensor& tensor) {
     if (tensor.is_contiguous()) return empty(tensor.dim(), tensor.sizes(), tensor.strides(), tensor.dtype());
@@ -157,6 +170,15 @@ inline tiles::TypedView view(const Tensor& tensor) {
 }
 
 inline tiles::TypedView view(const Optional& tensor) { return tensor ? view(*tensor) : tiles::TypedView{}; }
+
+// The same of a tensor that must be float32.
+inline tiles::View float_view(const Tensor& tensor) {
+    if (type(tensor) != tiles::TypedView::FLOAT) throw std::invalid_argument("expected tensors of float32");
+    const tiles::TypedView any = view(tensor);
+    return {static_cast<float*>(any.data), any.row, any.channel, any.step};
+}
+
+inline tiles::View float_view(const Optional& tensor) { return tensor ? float_view(*tensor) : tiles::View{}; }
 
 // The numbers of a tensor that must be contiguous float32.
 inline float* floats(const Tensor& tensor) {

@@ -1,24 +1,37 @@
-// The causal convolution in float32 on the CPU, forward and backward, behind a plain C interface.
+// The causal convolution in float32 on the CPU, forward and backward, as operators of torch.
 //
 // Lanes are channels. `columns` are what the filter reads: the initial states, then x. Column c is step
 // c - (width - 1). Where the channels of a step lie side by side, all of a part are read before the next steps are, as
 // memory has them; else W channels make a part, read many steps at a time, so that lines of memory are used whole.
+#include "../operators.h"
 #include "../sums.h"
-#include "../tiles.h"
 
 namespace conv {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::float_view;
+using operators::Optional;
+using operators::Tensor;
 using parallel::Scratch;
 using tiles::View;
 
-// The arguments and results, mirrored field by field in cpu.py. Absent ones have no data.
+// The arguments and results. Absent ones have no data.
 struct Problem {
-    int64_t rows, channels, length, width, segments, threads, silu;
+    int64_t rows, channels, length, width;
+    bool silu;
     View x, weight, bias, initial;
-    View out;
-    View dout, dx, dweight, dbias, dinitial;  // dweight and dbias: of each segment of each row
+    View out{};
+    View dout{}, dx{}, dweight{}, dbias{}, dinitial{};  // dweight and dbias: of each segment of each row
+    int64_t threads, segments;  // pieces of time of a row: a matter of its shape alone, as sums over time are
+
+    Problem(const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& initial, bool silu)
+        : rows(x.size(0)), channels(x.size(1)), length(x.size(2)), width(weight.size(1)), silu(silu), x(float_view(x)),
+          weight(float_view(weight)), bias(float_view(bias)), initial(float_view(initial)),
+          threads(operators::threads(x.numel() * (width + 8))) {
+        constexpr int64_t MOST_TASKS = 64, LEAST_STEPS = 256;
+        segments = std::max<int64_t>(1, std::min(MOST_TASKS / std::max<int64_t>(1, rows), length / LEAST_STEPS));
+    }
 
     bool side_by_side() const { return x.channel == 1; }
     int window() const { return side_by_side() ? 16 : 64; }      // steps at a time
@@ -245,13 +258,40 @@ void run(Pass pass, int64_t width) {
 }
 
 template <class Pass>
-int solve(const Problem& p) {
-    const auto work = [&](int64_t task, Scratch& scratch) { run(Pass(p, task, scratch), p.width); };
-    return parallel::run(p.rows * p.segments * p.parts(), p.threads, work) ? 0 : 1;
+void solve(const Problem& p) {
+    operators::run(p.rows * p.segments * p.parts(), p.threads,
+                   [&](int64_t task, Scratch& scratch) { run(Pass(p, task, scratch), p.width); });
 }
 
-}  // namespace conv
+// As convolve in cpu.py.
+std::tuple<Tensor> forward(
+    const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& initial, bool silu
+) {
+    Problem p(x, weight, bias, initial, silu);
+    Tensor out = empty_like(x);
+    p.out = float_view(out);
+    solve<Forward>(p);
+    return {std::move(out)};
+}
 
-// Both return 0, or 1 if there was not enough memory.
-extern "C" int causal_conv1d_forward(const conv::Problem* p) { return conv::solve<conv::Forward>(*p); }
-extern "C" int causal_conv1d_backward(const conv::Problem* p) { return conv::solve<conv::Backward>(*p); }
+// As convolve_backward in cpu.py.
+std::tuple<Tensor, Tensor, Optional, Optional> backward(
+    const Tensor& dout, const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& initial, bool silu
+) {
+    Problem p(x, weight, bias, initial, silu);
+    const int64_t parts = p.rows * p.segments;
+    Tensor dx = empty_like(x), dweight = operators::empty({parts, p.channels, p.width});
+    Optional dbias, dinitial = empty_like(initial);
+    if (bias) dbias = operators::empty({parts, p.channels});
+    p.dout = float_view(dout), p.dx = float_view(dx), p.dweight = float_view(dweight);
+    if (bias) p.dbias = {static_cast<float*>(dbias->data()), p.channels, 1, 0};
+    p.dinitial = float_view(dinitial);
+    solve<Backward>(p);
+    if (bias) dbias = sum_of_first(*dbias);
+    return {std::move(dx), sum_of_first(dweight), std::move(dbias), std::move(dinitial)};
+}
+
+const auto registered =
+    operators::Registration().add<forward>("causal_conv1d_cpu").add<backward>("causal_conv1d_cpu_backward");
+
+}  // namespace conv
