@@ -61,6 +61,12 @@ def differentiable(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
+def written(tensor: Tensor) -> None:
+    """Tell autograd, which may have kept what was there, that an operator wrote into a tensor."""
+    if not torch.compiler.is_compiling() and not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
 def once(op: str, backward: Callable[..., Any], *inputs: Any) -> Any:
     """Call a backward pass that has none of its own: differentiating its results raises, naming `reference`."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -180,6 +180,14 @@ inline tiles::View float_view(const Tensor& tensor) {
 
 inline tiles::View float_view(const Optional& tensor) { return tensor ? float_view(*tensor) : tiles::View{}; }
 
+// (B, D) in float32: one step of every row and channel.
+inline tiles::View column_view(const Tensor& tensor) {
+    const tiles::View matrix = float_view(tensor);
+    return {matrix.data, matrix.channel, matrix.step, 0};
+}
+
+inline tiles::View column_view(const Optional& tensor) { return tensor ? column_view(*tensor) : tiles::View{}; }
+
 // The numbers of a tensor that must be contiguous float32.
 inline float* floats(const Tensor& tensor) {
     if (tensor.dtype() != aoti_torch_dtype_float32() || !tensor.is_contiguous())

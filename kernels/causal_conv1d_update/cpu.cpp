@@ -1,19 +1,23 @@
-// One step of the causal convolution in float32 on the CPU, behind a plain C interface. Lanes are channels.
-#include "../parallel.h"
-#include "../tiles.h"
+// One step of the causal convolution in float32 on the CPU, as an operator of torch. Lanes are channels.
+#include "../operators.h"
 
 namespace conv_update {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::column_view;
+using operators::float_view;
+using operators::Optional;
+using operators::Tensor;
 using parallel::Scratch;
 using tiles::View;
 
 constexpr int64_t RUN = 256;  // channels at a time
 
-// The arguments and results, mirrored field by field in cpu.py. `columns` are (rows, channels, width - 1).
+// `columns` are (rows, channels, width - 1).
 struct Problem {
-    int64_t rows, channels, width, threads, silu;
+    int64_t rows, channels, width;
+    bool silu;
     View weight, bias, columns, x, out;
 };
 
@@ -36,17 +40,22 @@ void update(const Problem& p, int64_t row, int64_t channel, int64_t end, Lanes* 
     tiles::store(read + 1, p.columns, window(history));
 }
 
-int run(const Problem& p) {
-    const auto work = [&](int64_t task, Scratch& scratch) {
+// As update_ in cpu.py.
+std::tuple<Tensor> advance(
+    const Tensor& x, const Tensor& states, const Tensor& weight, const Optional& bias, bool silu
+) {
+    Tensor out = empty_like(x);
+    const Problem p{x.size(0), x.size(1), weight.size(1), silu, float_view(weight), float_view(bias), float_view(states),
+                    column_view(x), column_view(out)};
+    operators::run(p.rows * runs(p), operators::threads(x.numel() * (p.width + 8)), [&](int64_t task, Scratch& scratch) {
         const int64_t begin = task % runs(p) * RUN, end = std::min(begin + RUN, p.channels);
-        Lanes *read = scratch.take(p.width), *weight = scratch.take(p.width);
+        Lanes *read = scratch.take(p.width), *weights = scratch.take(p.width);
         for (int64_t channel = begin; channel < end; channel += W)
-            update(p, task / runs(p), channel, end, read, weight);
-    };
-    return parallel::run(p.rows * runs(p), p.threads, work) ? 0 : 1;
+            update(p, task / runs(p), channel, end, read, weights);
+    });
+    return {std::move(out)};
 }
 
-}  // namespace conv_update
+const auto registered = operators::Registration().add<advance>("causal_conv1d_update_cpu_");
 
-// Returns 0, or 1 if there was not enough memory.
-extern "C" int causal_conv1d_update(const conv_update::Problem* p) { return conv_update::run(*p); }
+}  // namespace conv_update
