@@ -78,7 +78,8 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: str, backward: Callable[..., Any], *inputs: Any) -> Any:
         ctx.op = op
-        return backward(*inputs)
+        output = backward(*inputs)
+        return tuple(output) if isinstance(output, list) else output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> NoReturn:

@@ -1,14 +1,17 @@
-// One step of the selective scan in float32 on the CPU, behind a plain C interface.
+// One step of the selective scan in float32 on the CPU, as operators of torch.
 //
 // Lanes are states: those of a channel lie together in memory, are read once and written once. What a channel has one
 // of is computed before and after, for as many channels as there are lanes.
-#include "../parallel.h"
-#include "../tiles.h"
+#include "../operators.h"
 
 namespace update {
 
 using lanes::Lanes;
 using lanes::W;
+using operators::column_view;
+using operators::float_view;
+using operators::Optional;
+using operators::Tensor;
 using tiles::View;
 
 constexpr int64_t RUN = 256;  // channels at a time
@@ -17,12 +20,15 @@ constexpr int64_t RUN = 256;  // channels at a time
 struct States {
     void* data;
     int64_t row, channel, state;
+
+    explicit States(const Tensor& t) : data(t.data()), row(t.strides()[0]), channel(t.strides()[1]), state(t.strides()[2]) {}
 };
 
-// The arguments and results, mirrored field by field in cpu.py. Absent ones have no data. `state` and `next` may be the
-// same. B and C are (rows, groups, states).
+// The arguments and results. Absent ones have no data. `state` and `next` may be the same. B and C are (rows, groups,
+// states).
 struct Problem {
-    int64_t rows, channels, states, groups, threads, softplus, type;
+    int64_t rows, channels, states, groups, threads;
+    bool softplus;
     View A, D, bias, B, C, x, dt, z, out;
     States state, next;
 };
@@ -119,21 +125,44 @@ class Update {
 };
 
 template <class Pass>
-int run_all(const Problem& p) {
-    const auto work = [&](int64_t task, parallel::Scratch&) { Pass(p, task).run(); };
-    return parallel::run(p.rows * runs(p), p.threads, work) ? 0 : 1;
+void run_all(const Problem& p) {
+    operators::run(p.rows * runs(p), p.threads, [&](int64_t task, parallel::Scratch&) { Pass(p, task).run(); });
 }
 
 template <class Number>
-int run(const Problem& p) {
+void run(const Problem& p) {
     return is_whole(p) ? run_all<Update<Number, true>>(p) : run_all<Update<Number, false>>(p);
 }
 
-}  // namespace update
-
-// Returns 0, or 1 if there was not enough memory.
-extern "C" int selective_state_update(const update::Problem* p) {
-    constexpr int (*types[])(const update::Problem&) = {
-        update::run<float>, update::run<lanes::BFloat16>, update::run<lanes::Float16>};
-    return types[p->type](*p);
+Tensor advance(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+               const Optional& D, const Optional& z, const Optional& bias, bool softplus, const Tensor& next) {
+    constexpr void (*types[])(const Problem&) = {run<float>, run<lanes::BFloat16>, run<lanes::Float16>};
+    Tensor out = empty_like(x);
+    const Problem p{state.size(0), state.size(1), state.size(2), B.size(1), operators::threads(2 * state.numel()),
+                    softplus, float_view(A), float_view(D), float_view(bias), float_view(B), float_view(C), column_view(x),
+                    column_view(dt), column_view(z), column_view(out), States(state), States(next)};
+    types[type(state)](p);
+    return out;
 }
+
+// As update in cpu.py.
+std::tuple<Tensor, Tensor> to_new(
+    const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+    const Optional& D, const Optional& z, const Optional& bias, bool softplus
+) {
+    Tensor next = empty_like(state), out = advance(state, x, dt, A, B, C, D, z, bias, softplus, next);
+    return {std::move(out), std::move(next)};
+}
+
+// As update_ in cpu.py.
+std::tuple<Tensor> in_place(
+    const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+    const Optional& D, const Optional& z, const Optional& bias, bool softplus
+) {
+    return {advance(state, x, dt, A, B, C, D, z, bias, softplus, state)};
+}
+
+const auto registered =
+    operators::Registration().add<to_new>("selective_state_update_cpu").add<in_place>("selective_state_update_cpu_");
+
+}  // namespace update

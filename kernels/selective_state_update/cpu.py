@@ -1,13 +1,11 @@
 """One step of the selective scan in float32 on the CPU, in C++ (cpu.cpp), on states of any short float where they lie.
 
-Two operators, each with a fake implementation: one without side effects, with a backward pass in plain torch, and one
-that writes the state, with none.
+Two operators: one without side effects, with a backward pass in plain torch, and one that writes the state, with none.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,10 @@ from kernels import build, native
 RANK = 20
 FALLBACK = False
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NO_COLUMNS = (0, 0, 0, 0)
 
-
-@functools.cache
 def library() -> ctypes.CDLL | build.BuildError:
     """The compiled cpu.cpp, or why there is none here."""
-    return build.attempt(Path(__file__).with_name("cpu.cpp"))
+    return native.library(Path(__file__).with_name("cpu.cpp"))
 
 
 def why_not(dtype: torch.dtype | None, device: torch.device | None) -> str | None:
@@ -53,115 +47,32 @@ def selective_state_update(
     if B.shape[1] != C.shape[1]:
         groups = math.lcm(B.shape[1], C.shape[1])
         B, C = (matrix.repeat_interleave(groups // matrix.shape[1], 1) for matrix in (B, C))
-    given = (x, dt, A, B, C, D, z, dt_bias)
-    floats = [t if t is None or t.dtype == torch.float32 else t.float() for t in given]
+    floats = [t if t is None or t.dtype == torch.float32 else t.float() for t in (x, dt, A, B, C, D, z, dt_bias)]
     if in_place:
-        out, new = _update_in_place(state, floats, dt_softplus), state
+        with torch.no_grad():
+            out, new = update_(state, *floats, dt_softplus), state
+        native.written(state)
+    elif native.differentiable((state, *floats)):
+        out, new = Update.apply(state, *floats, dt_softplus)
     else:
-        out, new = _update(state, floats, dt_softplus)
+        out, new = update(state, *floats, dt_softplus)
     return out if out.dtype == x.dtype else out.to(x.dtype), new
 
 
-def _update(state: Tensor, tensors: list[Tensor | None], softplus: bool) -> tuple[Tensor, Tensor]:
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (state, *tensors))
-    if not differentiable and native.plain(state, *tensors):
-        return _updated(state, *tensors, softplus)
-    return update(state, *tensors, softplus)
-
-
-def _update_in_place(state: Tensor, tensors: list[Tensor | None], softplus: bool) -> Tensor:
-    if not native.plain(state, *tensors):
-        with torch.no_grad():
-            return update_(state, *tensors, softplus)
-    if not state.is_inference():
-        torch.autograd.graph.increment_version(state)  # so that autograd notices, should it have kept the old one
-    return _written(state, *tensors, softplus)
-
-
-def _solve(softplus: bool, state: Tensor, new: Tensor, out: Tensor, *tensors: Tensor | None) -> None:
-    """Call the library; the structure is `Problem` of cpu.cpp."""
-    x, dt, A, B, C, D, z, bias = tensors
-    assert B is not None
-    threads = native.threads(2 * state.numel())
-    problem = [*state.shape, B.shape[1], threads, softplus, _TYPES[state.dtype]]
-    for tensor in (A, D, bias, B, C):
-        problem += native.numbers(tensor, 3)
-    for tensor in (x, dt, z, out):
-        problem += _NO_COLUMNS if tensor is None else (tensor.data_ptr(), *tensor.stride(), 0)
-    for tensor in (state, new):
-        problem += (tensor.data_ptr(), *tensor.stride())
-    native.call(library(), "selective_state_update", problem)
-
-
-@torch.library.custom_op("archlab::selective_state_update_cpu", mutates_args=(), device_types="cpu")
-def update(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """All float32 but the state: out (B, D), and the new state (B, D, N) in the dtype of the old."""
-    return _updated(state, x, dt, A, B, C, D, z, bias, softplus)
-
-
-@update.register_fake
-def _results(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def _results(state: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(state)
 
 
-def _updated(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """The operator `update`, at work."""
-    state, *tensors, softplus = inputs
-    out, new = _results(*inputs)
-    _solve(softplus, state, new, out, *tensors)
-    return out, new
+_ARGUMENTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, bool softplus"
 
+update = native.operator(f"selective_state_update_cpu(Tensor state, {_ARGUMENTS}) -> (Tensor, Tensor)", _results)
+"""All float32 but the state: out (B, D), and the new state (B, D, N) in the dtype of the old."""
 
-@torch.library.custom_op("archlab::selective_state_update_cpu_", mutates_args=("state",), device_types="cpu")
-def update_(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-) -> Tensor:
-    """As `update`, but the new state is written over the old one. Returns out (B, D)."""
-    return _written(state, x, dt, A, B, C, D, z, bias, softplus)
-
-
-@update_.register_fake
-def _result(state: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _written(*inputs: Any) -> Tensor:
-    """The operator `update_`, at work."""
-    state, *tensors, softplus = inputs
-    out = torch.empty_like(tensors[0])
-    _solve(softplus, state, state, out, *tensors)
-    return out
+update_ = native.operator(
+    f"selective_state_update_cpu_(Tensor(a!) state, {_ARGUMENTS}) -> Tensor",
+    lambda state, x, *rest: torch.empty_like(x),
+)
+"""As `update`, but the new state is written over the old one. Returns out (B, D)."""
 
 
 @torch.library.custom_op("archlab::selective_state_update_cpu_backward", mutates_args=(), device_types="cpu")
@@ -222,16 +133,19 @@ def _gradients(
     return [dout.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus = inputs
-    ctx.save_for_backward(*tensors)
+class Update(torch.autograd.Function):
+    """state, x, dt, A, B, C, D, z, bias, softplus -> out, new state."""
 
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The step."""
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.softplus = inputs[-1]
+        return update(*inputs)
 
-def _differentiate(ctx: Any, dout: Tensor, dnew: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    gradients = update_backward(dout, dnew, *tensors, ctx.softplus)
-    return *native.given(tensors, gradients), None
-
-
-update.register_autograd(_differentiate, setup_context=_save)
-update_backward.register_autograd(native.no_second_derivatives("selective_state_update"))
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, dnew: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs; they have none themselves."""
+        tensors = ctx.saved_tensors
+        gradients = native.once("selective_state_update", update_backward, dout, dnew, *tensors, ctx.softplus)
+        return *native.given(tensors, gradients), None
