@@ -75,15 +75,17 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
     The tensors among the arguments decide: their common dtype and the device of the first argument. Raises ValueError
     if the backend is unknown or cannot run them.
     """
-    dtypes = {argument.dtype for argument in arguments if isinstance(argument, Tensor)}
-    dtype = dtypes.pop() if len(dtypes) == 1 else _common(dtypes)
-    name = _choose(op, backend, dtype, arguments[0].device)
+    name = _choose(op, backend, _common_dtype(arguments), arguments[0].device)
     return _functions[op][name](*arguments)
 
 
-def _common(dtypes: set[torch.dtype]) -> torch.dtype:
-    """What numbers of these floating dtypes are together; others, of masks, do not count."""
-    return functools.reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
+def _common_dtype(arguments: tuple[Any, ...]) -> torch.dtype:
+    """What numbers of the tensors' floating dtypes are together; others, of masks, do not count."""
+    common = arguments[0].dtype
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (dtype := argument.dtype) is not common and dtype.is_floating_point:
+            common = torch.promote_types(common, dtype)
+    return common
 
 
 @torch.compiler.assume_constant_result

@@ -82,9 +82,39 @@ def selective_scan(
     Source: Gu & Dao 2023, Mamba, section 3.2 and algorithm 2; the arguments are those of mamba_ssm's
     `selective_scan_fn`, to which `initial_state` and the gradient through the last state are added.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if not _usual(u, delta, A, B, C, D, z, delta_bias, initial_state):
+        _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     out, last_state = run(_OP, backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     return (out, last_state) if return_last_state else out
+
+
+def _usual(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> bool:
+    """Whether the shapes fit, B and C being (B, N, L): seen in half the time that `_check` takes, which knows more."""
+    sequence, matrix = u.shape, A.shape
+    if len(sequence) != 3 or len(matrix) != 2 or A.is_complex():
+        return False
+    rows, channels, length = sequence
+    states = matrix[1]
+    return (
+        length != 0
+        and matrix[0] == channels
+        and delta.shape == sequence
+        and B.shape == C.shape == (rows, states, length)
+        and (D is None or D.shape == (channels,))
+        and (z is None or z.shape == sequence)
+        and (delta_bias is None or delta_bias.shape == (channels,))
+        and (initial_state is None or initial_state.shape == (rows, channels, states))
+    )
 
 
 def _check(

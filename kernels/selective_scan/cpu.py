@@ -46,7 +46,8 @@ def selective_scan(
     tensors = native.readable(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if native.differentiable(tensors):
         return Scan.apply(*tensors, delta_softplus)
-    return scan(*tensors, delta_softplus, False)[:2]
+    out, last_state, _ = scan(*tensors, delta_softplus, False)
+    return out, last_state
 
 
 _ARGUMENTS = (
