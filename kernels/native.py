@@ -47,8 +47,8 @@ def operator(schema: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
 def readable(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     """The tensors, those of dtypes that C++ does not read in float32."""
     for tensor in tensors:  # mostly in vain, and then quicker than making a list
-        if tensor is not None and tensor.dtype not in CODES:
-            return [t if t is None or t.dtype in CODES else t.float() for t in tensors]
+        if tensor is not None and tensor.dtype not in READABLE:
+            return [t if t is None or t.dtype in READABLE else t.float() for t in tensors]
     return tensors
 
 
@@ -87,8 +87,8 @@ class _Once(torch.autograd.Function):
 
 
 _ABSENT = tuple((0,) * (1 + rank) for rank in range(6))
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The dtypes that C++ reads and writes, as `TypedView` of tiles.h knows them."""
+READABLE = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that C++ reads and writes: those of `TypedView` in tiles.h."""
 
 _PLAIN = (Tensor, nn.Parameter, type(None))
 
@@ -170,15 +170,6 @@ def _padded(strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (0,) * before + strides + (0,) * (rank - len(strides) - before)
 
 
-def typed(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    """`numbers` with a code of the dtype after the address: `TypedView` of tiles.h."""
-    if tensor is None:
-        return _ABSENT[rank + 1]
-    strides = tensor.stride()
-    strides = strides if len(strides) == rank else _padded(strides, rank)
-    return tensor.data_ptr(), CODES[tensor.dtype], *strides
-
-
 def threads(work: int) -> int:
     """How many threads so much work deserves, at most torch's."""
     return min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
@@ -205,7 +196,7 @@ def why_not(
     """
     if device is not None and device.type not in ("cpu", "meta"):
         return f"it serves CPU tensors, not {device.type}: move them, or take another backend"
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in (None, *READABLE):
         return f"it computes in float32, not {dtype}: take backend='reference'"
     built = library()
     return str(built) if isinstance(built, build.BuildError) else None

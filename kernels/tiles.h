@@ -21,7 +21,7 @@ struct ViewOf {
 };
 using View = ViewOf<float>;
 
-// The same of a tensor whose dtype is known at run time only; the codes are those of native.py.
+// The same of a tensor whose dtype is known at run time only.
 struct TypedView {
     void* data;
     enum Type : int64_t { FLOAT, BFLOAT16, FLOAT16 } type;

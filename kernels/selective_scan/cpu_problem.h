@@ -36,7 +36,7 @@ struct Matrix {
     TypedView of_channels() const { return {data, type, 0, group, state}; }
 };
 
-// The arguments and results, mirrored field by field in _cpu_interface.py. Absent ones have no data.
+// The arguments and results. Absent ones have no data.
 struct Problem {
     int64_t rows, channels, length, states, groups_B, groups_C, threads, softplus;  // no groups: constant in time
     TypedView u, delta, A;
