@@ -1,6 +1,7 @@
 // The selective scan on the CPU, forward and backward, as operators of torch. Arithmetic and states are float32, whatever
 // the arguments are.
 #include "../operators.h"
+#include "../pages.h"
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
@@ -41,6 +42,8 @@ struct BackwardPass {
 template <class Pass>
 void run(const Problem& p) {
     lanes::FlushDenormals flush;
+    for (const TypedView& result : {p.out, p.du, p.ddelta, p.dz})
+        if (result) pages::make_large(result.data, p.rows * p.channels * p.length * result.size());
     if (p.groups_B && p.groups_C) Pass::template run<false>(p);
     else Pass::template run<true>(p);
 }
