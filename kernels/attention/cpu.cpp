@@ -1,9 +1,11 @@
 // Softmax attention in float32 on the CPU, forward and backward, behind a plain C interface.
 //
-// A block of queries meets the keys block by block, so that scores never leave the cache (Dao et al. 2022, algorithms 1
-// and 4). Everything is copied into panels padded with zeros: then every product is one of whole tiles. A task is a
-// row and a head going forward; going back a row and a head of the keys, whose gradients its groups of queries share.
+// A block of queries meets the keys block by block, so that scores never leave the nearest cache (Dao et al. 2022,
+// algorithms 1 and 4). Everything is copied into rows or panels padded with zeros: then every product is one of whole
+// tiles. A task is a row and a head going forward; going back a row and a head of the keys, whose gradients its groups of
+// queries share.
 #include <cmath>
+#include <utility>
 
 #include "../parallel.h"
 
@@ -13,10 +15,8 @@ using lanes::Lanes;
 using lanes::W;
 using parallel::Scratch;
 
-constexpr int64_t QUERIES = 64, KEYS = 256;        // of a block
-constexpr int64_t PANEL = 32;                      // keys side by side
-constexpr int64_t ROWS = W == 16 ? 8 : 4;          // of a tile, whose sums fill the registers
-constexpr int64_t STRIDE = KEYS + 16;              // of scores: no power of two, whose lines would share a cache set
+constexpr int64_t PANEL = 32;               // queries or keys side by side
+constexpr int64_t ROWS = W == 16 ? 8 : 4;   // of a tile, whose sums fill the registers
 
 // A (rows, heads, positions, features) tensor of any strides.
 struct Heads {
@@ -120,163 +120,159 @@ inline void unpack(const Heads& to, int64_t row, int64_t head, int64_t first, co
     }
 }
 
-// Rows of `width` as panels (width, PANEL): in each, what lies side by side are PANEL rows.
-inline void turn(float* to, const float* from, int64_t rows, int64_t width) {
-    for (int64_t first = 0; first < rows; first += PANEL, to += width * PANEL)
-        for (int64_t i = 0; i < PANEL; i += W)
-            for (int64_t e = 0; e < width; e += W) {
-                Lanes square[W];
-                for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (first + i + k) * width + e);
-                lanes::transpose(square);
-                for (int k = 0; k < W; ++k) lanes::store(to + (e + k) * PANEL + i, square[k]);
-            }
+// PANEL rows of `width` to a panel (width, PANEL), in which they lie side by side.
+inline void turn(float* to, const float* from, int64_t width) {
+    for (int64_t i = 0; i < PANEL; i += W)
+        for (int64_t e = 0; e < width; e += W) {
+            Lanes square[W];
+            for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (i + k) * width + e);
+            lanes::transpose(square);
+            for (int k = 0; k < W; ++k) lanes::store(to + (e + k) * PANEL + i, square[k]);
+        }
 }
 
-// A block of queries against a block of keys.
-struct Block {
-    int64_t query, queries, key, keys;  // where they begin, and how many of each, the keys a multiple of PANEL
+// And back.
+inline void turn_back(float* to, const float* from, int64_t width) {
+    for (int64_t i = 0; i < PANEL; i += W)
+        for (int64_t e = 0; e < width; e += W) {
+            Lanes square[W];
+            for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (e + k) * PANEL + i);
+            lanes::transpose(square);
+            for (int k = 0; k < W; ++k) lanes::store(to + (i + k) * width + e, square[k]);
+        }
+}
 
-    // The keys from `key` on that any of the queries may see.
-    Block(const Problem& p, int64_t query, int64_t queries, int64_t key)
-        : query(query), queries(queries), key(key) {
-        const int64_t end = p.causal ? std::min(p.keys, query + queries) : p.keys;
-        keys = Problem::round_up(std::min(KEYS, end - key), PANEL);
-    }
-
-    int64_t rows() const { return Problem::round_up(queries, ROWS); }
-
-    // How many of the keys a query may see.
-    int64_t seen(const Problem& p, int64_t q) const {
-        const int64_t end = p.causal ? std::min(p.keys, query + q + 1) : p.keys;
-        return std::min(keys, std::max<int64_t>(0, end - key));
-    }
-};
-
-// What both passes do: scratch memory, scores.
+// What both passes do: scratch memory, exponentials.
 class Pass {
    protected:
     const Problem& p;
     const int64_t width, padded_keys;
+    float* const spare;  // PANEL rows
     const lanes::Exp2 exp2{};
 
-    Pass(const Problem& problem)
-        : p(problem), width(p.padded()), padded_keys(Problem::round_up(p.keys, PANEL)) {}
+    Pass(const Problem& problem, Scratch& s)
+        : p(problem), width(p.padded()), padded_keys(Problem::round_up(p.keys, PANEL)), spare(floats(s, PANEL * width)) {}
 
-    // How many queries from `query` on meet the keys from `key` on: fewer where some keys are hidden from some of them, as
-    // what is hidden is computed in vain.
-    int64_t together(int64_t query, int64_t key) const {
-        return std::min(p.causal && query < key + KEYS ? QUERIES / 2 : QUERIES, p.queries - query);
+    // e^x for x <= 0, as exact as x is that comes of a score; 0 where it would be less than the least normal float.
+    Lanes exp(Lanes x) const { return exp2(lanes::max(lanes::all(-88.0f), x), lanes::all(lanes::LOG2E)); }
+
+    void pack_panels(float* to, const Heads& from, int64_t row, int64_t head, int64_t first, int64_t count,
+                     int64_t padded, float factor) const {
+        for (int64_t t = 0; t < padded; t += PANEL, to += PANEL * width) {
+            pack(spare, width, from, row, head, first + t, count - t, PANEL, p.features, factor);
+            turn(to, spare, width);
+        }
     }
 
-    // Of the block: products (queries, keys) of the rows of `a` with panels.
-    void multiply(float* to, const float* a, const float* panels, const Block& b) const {
-        for (int64_t k = 0; k < b.keys; k += PANEL)
-            product(to + k, STRIDE, {a, width, 1}, panels + (b.key + k) * width, PANEL, b.rows(), PANEL, width, false);
-    }
-
-    void hide(float* scores, const Block& b, float with) const {
-        for (int64_t q = 0; q < b.queries; ++q)
-            for (int64_t s = b.seen(p, q); s < b.keys; ++s) scores[q * STRIDE + s] = with;
+    void unpack_panels(const Heads& to, int64_t row, int64_t head, int64_t first, const float* from, int64_t count,
+                       float factor) const {
+        for (int64_t t = 0; t < count; t += PANEL, from += PANEL * width) {
+            turn_back(spare, from, width);
+            unpack(to, row, head, first + t, spare, width, std::min(PANEL, count - t), p.features, factor);
+        }
     }
 };
 
+// Lanes are queries: maxima and sums of theirs are those of whole vectors.
 class Forward : Pass {
-    float *rows, *panels, *value, *query, *scores, *sums, *highest, *result;
+    static constexpr int64_t KEYS = 128;  // of a block
+    float *key, *value, *query, *scores, *sums, *highest, *result;
 
    public:
     Forward(const Problem& problem, Scratch& s)
-        : Pass(problem), rows(floats(s, padded_keys * width)), panels(floats(s, padded_keys * width)),
-          value(floats(s, padded_keys * width)), query(floats(s, QUERIES * width)),
-          scores(floats(s, QUERIES * STRIDE)), sums(floats(s, QUERIES * W)), highest(floats(s, QUERIES)),
-          result(floats(s, QUERIES * width)) {}
+        : Pass(problem, s), key(floats(s, padded_keys * width)), value(floats(s, padded_keys * width)),
+          query(floats(s, width * PANEL)), scores(floats(s, KEYS * PANEL)), sums(floats(s, PANEL)),
+          highest(floats(s, PANEL)), result(floats(s, width * PANEL)) {}
 
     void run(int64_t task) {
         const int64_t heads = p.heads * p.groups, row = task / heads, head = task % heads, of = head / p.groups;
-        pack(rows, width, p.key, row, of, 0, p.keys, padded_keys, p.features, 1.0f);
-        turn(panels, rows, padded_keys, width);
+        pack(key, width, p.key, row, of, 0, p.keys, padded_keys, p.features, 1.0f);
         pack(value, width, p.value, row, of, 0, p.keys, padded_keys, p.features, 1.0f);
-        for (int64_t first = 0, count; first < p.queries; first += count) {
-            count = together(first, first);
-            pack(query, width, p.query, row, head, first, count, QUERIES, p.features, p.scale());
-            attend(first, count);
+        for (int64_t first = 0; first < p.queries; first += PANEL) {
+            const int64_t count = std::min(PANEL, p.queries - first);
+            pack_panels(query, p.query, row, head, first, p.queries - first, PANEL, p.scale());
+            attend(first, p.causal ? std::min(p.keys, first + count) : p.keys);
             write(row, head, first, count);
         }
     }
 
    private:
-    void attend(int64_t first, int64_t count) {
-        std::fill_n(sums, QUERIES * W, 0.0f);
-        std::fill_n(highest, QUERIES, -INFINITY);
-        std::fill_n(result, QUERIES * width, 0.0f);
-        for (int64_t key = 0; key < (p.causal ? std::min(p.keys, first + count) : p.keys); key += KEYS) {
-            const Block b(p, first, count, key);
-            multiply(scores, query, panels, b);
-            hide(scores, b, -INFINITY);
-            for (int64_t q = 0; q < count; q += W) weigh(q, b.keys);
-            product(result, width, {scores, STRIDE, 1}, value + key * width, width, b.rows(), width, b.keys, true);
+    // The queries from `first` on, and the keys before `end`.
+    void attend(int64_t first, int64_t end) {
+        std::fill_n(sums, PANEL, 0.0f);
+        std::fill_n(highest, PANEL, -INFINITY);
+        std::fill_n(result, width * PANEL, 0.0f);
+        for (int64_t from = 0; from < end; from += KEYS) {
+            const int64_t keys = std::min(KEYS, end - from);
+            product(scores, PANEL, {key + from * width, width, 1}, query, PANEL, Problem::round_up(keys, ROWS), PANEL,
+                    width, false);
+            if (p.causal) hide(first - from, keys);
+            for (int64_t lane = 0; lane < PANEL; lane += W) weigh(lane, keys);
+            product(result, PANEL, {value + from * width, 1, width}, scores, PANEL, width, PANEL, keys, true);
         }
+    }
+
+    // Keys from the queries, of which the first is level with key `level`.
+    void hide(int64_t level, int64_t keys) {
+        for (int64_t k = std::max<int64_t>(0, level + 1); k < keys; ++k)
+            std::fill_n(scores + k * PANEL, k - level, -INFINITY);
     }
 
     // Scores of W queries to weights, not yet divided by their sum; what was summed before shrinks where a higher score
     // has come.
-    void weigh(int64_t first, int64_t keys) {
-        Lanes most[W];
-        for (int i = 0; i < W; ++i) {
-            const float* from = scores + (first + i) * STRIDE;
-            most[i] = lanes::load(from);
-            for (int64_t s = W; s < keys; s += W) most[i] = lanes::max(most[i], lanes::load(from + s));
-        }
-        lanes::transpose(most);
-        const Lanes before = lanes::load(highest + first);
-        Lanes now = before;
-        for (int i = 0; i < W; ++i) now = lanes::max(now, most[i]);
-        lanes::store(highest + first, now);
-        const Lanes shrink = lanes::exp_negative(exp2, before - now);
-        for (int i = 0; i < W; ++i) weigh(first + i, keys, now[i], shrink[i]);
-    }
-
-    void weigh(int64_t q, int64_t keys, float most, float shrink) {
-        float *to = scores + q * STRIDE, *of = result + q * width;
-        Lanes sum = shrink * lanes::load(sums + q * W);
-        if (shrink != 1.0f)
-            for (int64_t e = 0; e < width; e += W) lanes::store(of + e, shrink * lanes::load(of + e));
-        for (int64_t s = 0; s < keys; s += W) {
-            const Lanes weight = lanes::exp_negative(exp2, lanes::load(to + s) - most);
+    void weigh(int64_t lane, int64_t keys) {
+        float* column = scores + lane;
+        const Lanes before = lanes::load(highest + lane);
+        Lanes most = before, other = before;  // by turns, as the next comparison waits for the last one's result
+        for (int64_t k = 0; k < keys; ++k)
+            most = std::exchange(other, lanes::max(most, lanes::load(column + k * PANEL)));
+        most = lanes::max(most, other);
+        lanes::store(highest + lane, most);
+        const Lanes shrink = exp(before - most);
+        Lanes sum = shrink * lanes::load(sums + lane);
+        for (int64_t k = 0; k < keys; ++k) {
+            const Lanes weight = exp(lanes::load(column + k * PANEL) - most);
             sum += weight;
-            lanes::store(to + s, weight);
+            lanes::store(column + k * PANEL, weight);
         }
-        lanes::store(sums + q * W, sum);
+        lanes::store(sums + lane, sum);
+        for (float* of = result + lane; of < result + width * PANEL; of += PANEL)
+            lanes::store(of, shrink * lanes::load(of));
     }
 
     void write(int64_t row, int64_t head, int64_t first, int64_t count) {
         float* normalizers = p.normalizers(row, head) + first;
-        for (int64_t q = 0; q < count; ++q) {
-            if (q % W == 0) add_up(sums + q * W);
-            const float total = sums[q / W * W * W + q % W];
-            normalizers[q] = highest[q] + std::log(total);
-            unpack(p.out, row, head, first + q, result + q * width, width, 1, p.features, 1.0f / total);
+        for (int64_t q = 0; q < count; ++q) normalizers[q] = highest[q] + std::log(sums[q]);
+        for (int64_t lane = 0; lane < PANEL; lane += W) {
+            const Lanes share = 1.0f / lanes::load(sums + lane);
+            for (float* of = result + lane; of < result + width * PANEL; of += PANEL)
+                lanes::store(of, share * lanes::load(of));
         }
-    }
-
-    // The first row of W x W becomes the sums of all rows.
-    static void add_up(float* rows) {
-        Lanes terms[W];
-        for (int i = 0; i < W; ++i) terms[i] = lanes::load(rows + i * W);
-        lanes::store(rows, lanes::sum_each(terms));
+        unpack_panels(p.out, row, head, first, result, count, 1.0f);
     }
 };
 
 // With P the weights and dP = dout . value, the gradient of a score is P (dP - sum P dP), and that sum is dout . out.
+// Lanes are keys, as of the three products with P and its gradient two are for keys.
 class Backward : Pass {
+    static constexpr int64_t QUERIES = 64, KEYS = 128;  // of a block
+    static constexpr int64_t STRIDE = KEYS + 16;        // of scores: no power of two, whose lines would share a cache set
     const int64_t padded_queries;
-    float *key, *value, *key_panels, *value_panels, *dkey, *dvalue;  // of the keys' head
-    float *query, *dout, *dquery, *means;                            // of one of its groups
-    float *weights, *dscores;                                        // of a block
+    float *key, *key_panels, *value_panels, *dkey_panels, *dvalue_panels;  // of the keys' head
+    float *query, *dout, *dquery, *means;                                  // of one of its groups
+    float *weights, *dscores;                                              // of a block
+
+    // A block of queries against a block of keys.
+    struct Block {
+        int64_t query, queries, key, keys;  // where they begin, and how many of each meet
+        int64_t rows() const { return Problem::round_up(queries, ROWS); }
+        int64_t columns() const { return Problem::round_up(keys, PANEL); }
+    };
 
    public:
     Backward(const Problem& problem, Scratch& s)
-        : Pass(problem), padded_queries(Problem::round_up(p.queries, QUERIES)) {
-        for (float** each : {&key, &value, &key_panels, &value_panels, &dkey, &dvalue})
+        : Pass(problem, s), padded_queries(Problem::round_up(p.queries, QUERIES)) {
+        for (float** each : {&key, &key_panels, &value_panels, &dkey_panels, &dvalue_panels})
             *each = floats(s, padded_keys * width);
         for (float** each : {&query, &dout, &dquery}) *each = floats(s, padded_queries * width);
         means = floats(s, padded_queries);
@@ -286,13 +282,12 @@ class Backward : Pass {
     void run(int64_t task) {
         const int64_t row = task / p.heads, head = task % p.heads;
         pack(key, width, p.key, row, head, 0, p.keys, padded_keys, p.features, 1.0f);
-        pack(value, width, p.value, row, head, 0, p.keys, padded_keys, p.features, 1.0f);
-        turn(key_panels, key, padded_keys, width);
-        turn(value_panels, value, padded_keys, width);
-        for (float* sums : {dkey, dvalue}) std::fill_n(sums, padded_keys * width, 0.0f);
+        for (int64_t k = 0; k < padded_keys; k += PANEL) turn(key_panels + k * width, key + k * width, width);
+        pack_panels(value_panels, p.value, row, head, 0, p.keys, padded_keys, 1.0f);
+        for (float* sums : {dkey_panels, dvalue_panels}) std::fill_n(sums, padded_keys * width, 0.0f);
         for (int64_t group = 0; group < p.groups; ++group) through_queries(row, head * p.groups + group);
-        unpack(p.dkey, row, head, 0, dkey, width, p.keys, p.features, 1.0f);
-        unpack(p.dvalue, row, head, 0, dvalue, width, p.keys, p.features, 1.0f);
+        unpack_panels(p.dkey, row, head, 0, dkey_panels, p.keys, 1.0f);
+        unpack_panels(p.dvalue, row, head, 0, dvalue_panels, p.keys, 1.0f);
     }
 
    private:
@@ -306,9 +301,16 @@ class Backward : Pass {
         for (int64_t k = 0; k < p.keys; k += KEYS)
             for (int64_t q = p.causal ? k : 0, count; q < p.queries; q += count) {
                 count = together(q, k);
-                through(Block(p, q, count, k), p.normalizers(row, head) + q);
+                const int64_t end = p.causal ? std::min(p.keys, q + count) : p.keys;
+                through({q, count, k, std::min(KEYS, end - k)}, p.normalizers(row, head) + q);
             }
         unpack(p.dquery, row, head, 0, dquery, width, p.queries, p.features, p.scale());
+    }
+
+    // How many queries from `query` on meet the keys from `key` on: fewer where some keys are hidden from some of them, as
+    // what is hidden is computed in vain.
+    int64_t together(int64_t query, int64_t key) const {
+        return std::min(p.causal && query < key + KEYS ? QUERIES / 2 : QUERIES, p.queries - query);
     }
 
     // Each row of `a` times that of `b`, feature by feature as in a tile: what should cancel then does so exactly.
@@ -330,18 +332,40 @@ class Backward : Pass {
         const float *q = query + b.query * width, *d = dout + b.query * width;
         multiply(weights, q, key_panels, b);
         multiply(dscores, d, value_panels, b);
-        hide(weights, b, -INFINITY);
-        for (int64_t t = 0; t < b.queries; ++t)
-            for (int64_t s = t * STRIDE; s < t * STRIDE + b.keys; s += W) {
-                const Lanes weight = lanes::exp_negative(exp2, lanes::load(weights + s) - normalizers[t]);
+        hide(b);
+        for (int64_t t = 0; t < b.queries; ++t) {
+            const Lanes normalizer = lanes::all(normalizers[t]), mean = lanes::all(means[b.query + t]);
+            for (int64_t s = t * STRIDE; s < t * STRIDE + b.columns(); s += W) {
+                const Lanes weight = exp(lanes::load(weights + s) - normalizer);
                 lanes::store(weights + s, weight);
-                lanes::store(dscores + s, weight * (lanes::load(dscores + s) - means[b.query + t]));
+                lanes::store(dscores + s, weight * (lanes::load(dscores + s) - mean));
             }
-        const Matrix weights_of_keys{weights, 1, STRIDE}, dscores_of_keys{dscores, 1, STRIDE};
-        product(dvalue + b.key * width, width, weights_of_keys, d, width, b.keys, width, b.queries, true);
-        product(dkey + b.key * width, width, dscores_of_keys, q, width, b.keys, width, b.queries, true);
+        }
+        add(dvalue_panels, weights, d, b);
+        add(dkey_panels, dscores, q, b);
         product(dquery + b.query * width, width, {dscores, STRIDE, 1}, key + b.key * width, width, b.rows(), width,
-                b.keys, true);
+                b.columns(), true);
+    }
+
+    // Products (queries, keys) of the rows of `a` with panels.
+    void multiply(float* to, const float* a, const float* panels, const Block& b) const {
+        for (int64_t k = 0; k < b.columns(); k += PANEL)
+            product(to + k, STRIDE, {a, width, 1}, panels + (b.key + k) * width, PANEL, b.rows(), PANEL, width, false);
+    }
+
+    // To panels of the keys, those (queries, keys) times the rows of `a`.
+    void add(float* panels, const float* of_scores, const float* a, const Block& b) const {
+        for (int64_t k = 0; k < b.columns(); k += PANEL)
+            product(panels + (b.key + k) * width, PANEL, {a, 1, width}, of_scores + k, STRIDE, width, PANEL, b.queries,
+                    true);
+    }
+
+    // What a query may not see, and what is behind the last key.
+    void hide(const Block& b) {
+        for (int64_t q = 0; q < b.queries; ++q) {
+            const int64_t seen = p.causal ? std::min(b.keys, b.query + q + 1 - b.key) : b.keys;
+            for (int64_t s = seen; s < b.columns(); ++s) weights[q * STRIDE + s] = -INFINITY;
+        }
     }
 };
 
