@@ -59,7 +59,8 @@ def event_folder(folder: Path) -> Path:
 
 
 def write_overview(folder: Path) -> None:
-    """Write the run `_experiment`: one chart per task with every architecture in it, and the report's figures.
+    """Write the run `_experiment`: one chart per task with every architecture in it, and the report's figures, also
+    those of a profile below it.
 
     Called at the end of a comparison, and safe to call again: it replaces what it wrote before. Needs torch.
     """
@@ -70,7 +71,7 @@ def write_overview(folder: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     with SummaryWriter(str(place)) as writer:
         writer.add_custom_scalars(layout(folder))
-        for figure in sorted((folder / "figures").glob("*.png")):
+        for figure in sorted([*folder.glob("figures/*.png"), *folder.glob("profile/figures/*.png")]):
             writer.add_image(f"report/{figure.stem}", image.imread(figure), dataformats="HWC")
 
 

@@ -105,7 +105,8 @@ def assemble(
             continue
         if point.kind == "predicted":
             for result in record.get("results", []):
-                rows[point.series, result["context"]].predicted = result
+                if known := rows.get((point.series, result["context"])):  # no frontier that was not measured
+                    known.predicted = result
             continue
         row = rows[point.series, point.contexts[0]]
         row.status, row.reason, row.measured = record["status"], record["reason"], record.get("result") or {}

@@ -31,18 +31,18 @@ def _copies(*tensors: Tensor | None) -> int:
 
 
 def _attention(args: Any, threads: int) -> int:
-    """A head's keys, as rows and as panels, and its values."""
+    """A head's keys and values."""
     query, keys = args[:2]
     rows, _, length, features = keys.shape
-    return FLOAT * min(threads, rows * query.shape[1]) * 3 * _padded(length, 32) * _padded(features)
+    return FLOAT * min(threads, rows * query.shape[1]) * 2 * _padded(length, 32) * _padded(features)
 
 
 def _attention_backward(args: Any, threads: int) -> int:
-    """A head's keys and values, as rows and as panels, and both gradients; a query's head, its two and its sums."""
+    """A head's keys, as rows and as panels, its values, and both gradients; a query's head, its two and its sums."""
     query, keys = args[1:3]
     rows, heads, length, features = keys.shape
     queries, width = _padded(query.shape[2], 64), _padded(features)
-    each = 6 * _padded(length, 32) * width + queries * (3 * width + 1)
+    each = 5 * _padded(length, 32) * width + queries * (3 * width + 1)
     return FLOAT * min(threads, rows * heads) * each
 
 
@@ -89,11 +89,6 @@ def _convolution_backward(args: Any, threads: int) -> int:
     x, weight = args[1:3]
     pieces = max(1, min(64 // len(x), x.shape[2] // 256))
     return FLOAT * len(x) * pieces * (weight.numel() + len(weight))
-
-
-def _norm_backward(args: Any, threads: int) -> int:
-    """The weight's gradient of every 64 vectors."""
-    return _copies(args[0]) + args[1].nbytes // 64
 
 
 def _attended(keys: int, units: int) -> int:
@@ -167,8 +162,6 @@ SCRATCH: dict[str, Callable[[Any, int], int]] = {
     "archlab::selective_scan_cpu": _scan,
     "archlab::selective_scan_cpu_backward": _scan_backward,
     "archlab::causal_conv1d_cpu_backward": _convolution_backward,
-    "archlab::rms_norm_cpu_backward": _norm_backward,
-    "archlab::swiglu_cpu_backward": lambda args, threads: _copies(args[0]),
     "archlab::additive_attention_cpu": _additive,
     "archlab::additive_attention_cpu_backward": _additive_backward,
     "archlab::attentive_gru_cpu": _attentive_gru,

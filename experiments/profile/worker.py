@@ -104,7 +104,7 @@ def _compute(
 
     import kernels
     from experiments import measure
-    from experiments.profile.frontier import search
+    from experiments.profile.frontier import MOST, search
     from experiments.profile.measure import measured
     from experiments.profile.predict import predictor
     from experiments.profile.trace import trace
@@ -122,7 +122,9 @@ def _compute(
         with predictor(point) as at:
             results: dict[str, Any] = {"results": [at(context) for context in point.contexts]}
             if point.limit is not None:
-                results["frontier"] = search(lambda context: at(context)["needed_bytes"], point.limit)
+                reach = results["frontier"] = search(lambda context: at(context)["needed_bytes"], point.limit)
+                # Beside what will be measured there.
+                results["results"] += [at(reach)] if 0 < reach < MOST and reach not in point.contexts else []
         return {"environment": environment, **results, "ran": kernels.ran()}
     if point.device == "cuda" and memory_limit is not None:
         whole = torch.cuda.get_device_properties(0).total_memory

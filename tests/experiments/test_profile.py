@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from experiments import cli, options
 from experiments.errors import UserError
-from experiments.profile import analysis, cards, config, figures, plan, report, rows
+from experiments.profile import analysis, board, cards, config, figures, plan, report, rows
 from experiments.profile.frontier import MOST, RESOLUTION, Frontier, search
-from experiments.profile.point import Point
+from experiments.profile.point import Item, Point
 from experiments.profile.predict import polynomial
 from experiments.profile.rows import Row
 from experiments.profile.study import Plan, Study
@@ -230,6 +232,34 @@ def test_a_frontier_is_confirmed_by_at_most_two_measurements() -> None:
     assert Frontier(SERIES, 10**9, 1000, {1000: "oom", 750: "done"}).fails == 1000
     assert Frontier(SERIES, 10**9, 0, {}).next is None
     assert Frontier(SERIES, 10**9, MOST, {}).next is None
+
+
+def test_both_layouts_of_a_published_mambas_state_are_told() -> None:
+    settings = {"d_inner": None, "d_model": 768, "n_layers": 24, "d_conv": 4, "d_state": 16}
+    item = Item("mamba-130m", "mamba", settings, 50_280, "bfloat16", 129_135_360)
+    (told,) = report.findings(Study(config.Profile(), Plan([item], [], []), {}))
+    assert "1.34 MiB with 3 kept convolution columns (ours), 1.41 MiB with 4 (mamba_ssm)" in told
+    assert "2.46 MiB with a float32 state" in told
+
+
+def test_the_bar_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, terminal = [0.0], io.StringIO()
+    monkeypatch.setattr(board.time, "monotonic", lambda: now[0])
+    first, second, third = (point(context) for context in (16, 32, 64))
+    done = {"kind": "measured", "status": "done", "result": {"speed": {"median": 5.0}}, "seconds": 10.0}
+    with board.Board(Console(file=terminal, force_terminal=True, width=200)) as shown:
+        shown.expect([first, second, third], 1)
+        shown.progress({})
+        assert "0/3, time left unknown yet" in shown.bars.tasks[0].fields["text"]
+        shown.started(first)
+        now[0] = 10.0
+        shown.ended(first, done)
+        shown.progress({})
+        assert shown.bars.tasks[0].fields["text"] == "1/3, 0:00:40 left"  # each context takes twice the time
+        shown.skipped(third)
+        shown.progress({})
+        assert shown.bars.tasks[0].fields["text"] == "1/2, 0:00:20 left"
+    assert "gqa · train · 16" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("series", [1, 2, 3, 4])

@@ -60,13 +60,13 @@ def test_prediction_agrees_with_the_tracked_measurement(arch: str, mode: str, mo
     assert result["speed"]["low"] <= result["speed"]["median"] <= result["speed"]["high"]
 
 
-@pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("mode", ["train", "prefill"])
 @pytest.mark.parametrize("arch", sorted(SIZES))
 def test_the_process_needs_what_was_tracked(arch: str, mode: str) -> None:
     """What is over 512 MiB, where 10 % and 64 MiB are less than a sixth. Of loops over time 30 % would do."""
     sizes = {"d_model": 128} if arch == "seq2seq" else {"d_model": 128, "n_layers": 1}
-    rows = {"train": 128, "prefill": 256, "decode": 320}[mode]
-    given = point(512, label=arch, arch=arch, arch_config=sizes, mode=mode, rows=rows, threads=torch.get_num_threads())
+    rows = {"train": 256, "prefill": 512}[mode]
+    given = point(256, label=arch, arch=arch, arch_config=sizes, mode=mode, rows=rows, threads=torch.get_num_threads())
     result = measured(given, None, lambda told: None)
     if result["process_bytes"] is None:
         pytest.skip("the system does not tell a process's peak")
@@ -155,8 +155,6 @@ def calls(rows: int = 2) -> dict[str, tuple[Any, ...]]:
         "attention_cpu": (few, heads, heads, False),
         "attention_cpu_backward": (few, few, heads, heads, few, rand(rows, 4, 128), False),
         "selective_scan_cpu_backward": (steps, states, rand(2 * 255, 100, 16), *scanned),
-        "swiglu_cpu_backward": (rand(80, 2**16).mT, rand(2**16, 160)),
-        "rms_norm_cpu_backward": (rand(512, 2**14).mT, rand(2**14, 512), rand(512), 1e-5),
         "additive_attention_cpu": (queries, keys, values, rand(40), None),
         "additive_attention_cpu_backward": (rand(rows, 64, 24), weights, queries, keys, values, rand(40), None),
         "gru_cpu_backward": (rand(8, width, long).mT, rand(8, long, width), rand(8, long, 4 * width), rand(8, width),
@@ -171,6 +169,8 @@ def calls(rows: int = 2) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("name", sorted(calls()))
 def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
     """On one thread: which of several are awake in time for a task is left to chance."""
+    module = importlib.import_module(f"kernels.{name.removesuffix('_backward').removesuffix('_cpu')}.cpu")
+    assert module.why_not(None, None) is None  # loads it
     cpu, arguments, operator = torch.device("cpu"), calls()[name], getattr(torch.ops.archlab, name).default
     before_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -198,7 +198,7 @@ def test_every_thread_has_scratch_memory_of_its_own_and_a_gpu_needs_none() -> No
         return tracker.peak
 
     none, one, two, three = map(peak, range(4))
-    assert two - one == one - none == 3 * 4 * 4096 * 32
+    assert two - one == one - none == 2 * 4 * 4096 * 32
     assert three == two  # a task per head, and there are two
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_profile import point
 
-from experiments import cli, report
+from experiments import cli, report, tensorboard
 from experiments.ledger import write_json
 from experiments.profile import config, plan, run
 from experiments.profile.config import Profile
@@ -92,7 +92,9 @@ def test_a_trace_holds_the_operations_of_its_point(profiled: tuple[Path, str]) -
     assert path.name == "gqa-train-16.pt.trace.json.gz"
     assert path.relative_to(out).as_posix() in (out / "report.md").read_text()
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    assert any("aten::linear" in event.get("name", "") for event in events)
+    whole = {event["name"] for event in events if event["ph"] == "X" and event["dur"] >= 0}
+    assert {"aten::linear", "archlab::rms_norm_cpu"} <= whole
+    assert any(event["name"] == "[memory]" and "Total Allocated" in event["args"] for event in events)
 
 
 def test_the_report_is_built_again_from_the_folder_alone(
@@ -115,6 +117,9 @@ def test_the_report_of_a_comparison_shows_the_profile_below_it(profiled: tuple[P
     page = report.write(write_ledger(tmp_path, make_runs("gqa", [0.5]))).read_text()
     assert "train: memory beyond the parameters" in page
     assert 'aria-label="context-memory"' in page
+    tensorboard.write_overview(tmp_path)
+    shown = EventAccumulator(str(tmp_path / "tb" / "_experiment")).Reload().Tags()["images"]
+    assert {f"report/context-{name}" for name in ("memory", "speed", "split")} <= set(shown)
 
 
 def test_what_is_recorded_is_not_run_again_but_what_failed_is_when_asked(profiled: tuple[Path, str]) -> None:
@@ -174,6 +179,9 @@ def test_a_memory_limit_is_real_and_the_frontier_lies_where_it_was_predicted(tmp
     assert 64 < frontier["predicted"] < 4096
     assert len(frontier["measured"]) == 2
     assert frontier["measured"][str(frontier["predicted"])] == "done"
+    there = found[frontier["predicted"]]
+    assert there["predicted_bytes"] == pytest.approx(there["measured_bytes"], rel=0.05)
+    assert 290_000_000 < there["predicted_bytes"] <= 300_000_000
     assert "; measured: " in (out / "report.md").read_text()
 
 
