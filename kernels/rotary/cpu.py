@@ -60,4 +60,5 @@ class Turn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of x: the rotation back."""
-        return _turned(dout, *ctx.saved_tensors, not ctx.back), None, None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(dout, cos, sin, not ctx.back), None, None, None
