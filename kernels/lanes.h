@@ -127,7 +127,7 @@ class Exp2 {
     static constexpr float ROUND_16 = 12582912.0f / 16;
     Lanes table;
 
-    // rounded: ROUND_16 + k + i / 16, the low bits of which are i. The instruction that scales takes the k of k + i / 16.
+    // rounded: ROUND_16 + k + i / 16, whose low bits are i. The instruction that scales takes the k of k + i / 16.
     Lanes power(Lanes rounded, Lanes r) const {
         const Lanes root = (Lanes)_mm512_permutexvar_ps((__m512i)rounded, (__m512)table);
         Lanes p = r * 0.0555041087f + 0.240226507f;

@@ -14,7 +14,7 @@ inline void make_large(void* data, int64_t bytes) {
     constexpr uintptr_t LARGE = 1 << 21;
     const uintptr_t from = reinterpret_cast<uintptr_t>(data);
     const uintptr_t begin = (from + LARGE - 1) / LARGE * LARGE, end = (from + bytes) / LARGE * LARGE;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // where refused, small ones do
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // if refused: small ones
 #else
     (void)data, (void)bytes;
 #endif
