@@ -14,6 +14,7 @@
 // leave a state exactly as it was.
 
 #define MANY_BLOCKS (512 / THREADS)  // of kernels that 128 registers are enough for
+#define ENDS_BLOCKS ((NS > 4 ? 384 : 512) / THREADS)  // of those that find the ends of segments: 168, or 128
 #define WINDOW 32
 #define ROW (WINDOW + 1)  // odd, so that neither time nor channels meet in one bank of shared memory
 #define CHANNELS (THREADS / LANES)

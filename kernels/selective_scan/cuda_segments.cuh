@@ -47,12 +47,12 @@ __device__ __forceinline__ void ends_of_segment(const Problem& p, const Place& a
 }
 
 #if !BACKWARD
-SCAN_KERNEL(MANY_BLOCKS) scan_ends(const Problem p) {
+SCAN_KERNEL(ENDS_BLOCKS) scan_ends(const Problem p) {
     SHARED_MEMORY(memory);
     ends_of_segment<false>(p, place(p), tiles(memory));
 }
 #else
-SCAN_KERNEL(MANY_BLOCKS) scan_ends_reverse(const Problem p) {
+SCAN_KERNEL(ENDS_BLOCKS) scan_ends_reverse(const Problem p) {
     SHARED_MEMORY(memory);
     ends_of_segment<true>(p, place(p), tiles(memory));
 }

@@ -39,10 +39,15 @@ def loops(instructions: list[Instruction]) -> list[list[Instruction]]:
 
 
 def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """Of the loops that hold no other with exponentials, the one with the most of these; of several, the longest."""
-    holders = [loop for loop in loops(instructions) if exponentials(loop)]
+    """Where the states are: of the innermost loops with exponentials that read no global memory, as those do that
+    stage a window, the one with the most; of several, the longest."""
+    holders = [loop for loop in loops(instructions) if exponentials(loop) and not _reads_global_memory(loop)]
     inner = [a for a in holders if not any(b is not a and _within(b, a) for b in holders)]
     return max(inner, key=lambda loop: (exponentials(loop), len(loop)))
+
+
+def _reads_global_memory(instructions: list[Instruction]) -> bool:
+    return any(one.name.startswith("LDG") for one in instructions)
 
 
 def _within(inner: list[Instruction], outer: list[Instruction]) -> bool:
