@@ -1,4 +1,8 @@
-"""A training step of mamba against mambapy's, and against the sum of the floors of what it consists of."""
+"""A training step of mamba against mambapy's, and against the sum of the floors of what it consists of.
+
+Then beside a step of our gqa, whose attention is torch's fastest, at growing lengths: where does the one overtake the
+other?
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,10 @@ WIDTH, LAYERS, STATES = 128, 2, 16
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Two rows of 4096 tokens."""
+    """Two rows of 4096 tokens; then one row of ever more, on a GPU in bfloat16 and up to 128k of them."""
     yield _case(2, 4096, device)
+    for length in (2**11, 2**13) if device.type == "cpu" else (2**11, 2**13, 2**15, 2**17):
+        yield _beside_attention(length, device)
 
 
 def _case(rows: int, length: int, device: torch.device) -> Case:
@@ -27,6 +33,23 @@ def _case(rows: int, length: int, device: torch.device) -> Case:
     ours = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
     theirs = peer("mambapy.mamba", lambda module: _mambapy(module, ids))
     return Case(f"{rows} x {length} tokens", ours, _floor(model, ids), {"mambapy": theirs}, together=True)
+
+
+def _beside_attention(length: int, device: torch.device) -> Case:
+    """Embedding, layers, width and vocabulary are the same, other sizes each architecture's own."""
+    ids = random_ids(1, length, device)
+
+    def training(arch: str) -> Work:
+        model = archs.build(arch, VOCABULARY, d_model=WIDTH, n_layers=LAYERS).to(device)
+        work = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
+
+        def in_short_floats() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                work()
+
+        return in_short_floats
+
+    return Case(f"1 x {length} tokens beside attention", training("mamba"), {}, {"our gqa": training("gqa")})
 
 
 def _floor(model: nn.Module, ids: Tensor) -> dict[str, float]:

@@ -88,3 +88,20 @@ def test_the_scan_is_measured_in_bfloat16_on_a_gpu(monkeypatch: pytest.MonkeyPat
     assert max(length for _, length, _ in drawn) == 2**20
     for case in cases:
         assert case.peers.keys() == {"our triton", "mamba_ssm"}
+
+
+def test_a_step_of_mamba_is_measured_beside_attention_up_to_128k_tokens_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module("experiments.bench.mamba_step")
+    lengths: list[int] = []
+    monkeypatch.setattr(module, "_case", lambda *given: None)
+    monkeypatch.setattr(module, "_beside_attention", lambda length, device: lengths.append(length))
+    assert len(list(module.cases(torch.device("cuda")))) == 5
+    assert lengths == [2048, 8192, 32768, 131072]
+
+
+def test_a_step_of_mamba_and_of_gqa_run_on_the_same_tokens() -> None:
+    case = importlib.import_module("experiments.bench.mamba_step")._beside_attention(16, torch.device("cpu"))
+    case.ours()
+    case.peers["our gqa"]()
