@@ -47,7 +47,7 @@ def most_lanes(states: int) -> int:
     return min(32, power_of_two(-(-states // 4)))
 
 
-FEW = [
+FEW = [  # for one GPU, and Mamba's backward pass for all
     module(torch.bfloat16, 16, 1, False),
     module(torch.bfloat16, 16, 4, False),
     module(torch.bfloat16, 16, 4, True),
@@ -76,12 +76,11 @@ def label(one: Specialisation) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "built" in metafunc.fixturenames:
-        every = os.environ.get("ARCHLAB_EVERY_SPECIALISATION") == "1"
-        jobs = (
-            [(one, arch) for one in dict.fromkeys(EVERY) for arch in ARCHITECTURES]
-            if every
-            else [(one, "90") for one in FEW]
-        )
+        if os.environ.get("ARCHLAB_EVERY_SPECIALISATION") == "1":
+            jobs = [(one, arch) for one in dict.fromkeys(EVERY) for arch in ARCHITECTURES]
+        else:
+            mamba = module(torch.bfloat16, 16, 4, True)
+            jobs = [(one, "90") for one in FEW] + [(mamba, arch) for arch in ARCHITECTURES if arch != "90"]
         metafunc.parametrize("built", jobs, ids=lambda job: f"{label(job[0])}-sm_{job[1]}", indirect=True)
 
 
