@@ -290,11 +290,9 @@ def _card(profile: Profile) -> list[str]:
 
 def _traces(study: Study) -> list[str]:
     """Where the traces lie, and what opens them. The plugin is no dependency: it has had no release since 2023."""
-    paths = [
-        record["result"]["trace"] for record in study.wanted if record["kind"] == "traced" and record.get("result")
-    ]
+    traced = [record["result"] for record in study.wanted if record["kind"] == "traced" and record.get("result")]
     opened_by = "ui.perfetto.dev opens, and so does `tensorboard --logdir traces` where torch-tb-profiler is installed"
-    return [f"Trace: `{path}`, which {opened_by}." for path in paths]
+    return [f"Trace: `{result['trace']}`, which {opened_by}." for result in traced]
 
 
 def _environment(records: Sequence[Any]) -> list[str]:
