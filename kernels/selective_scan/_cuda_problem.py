@@ -121,7 +121,7 @@ class Specialisation:
     @property
     def options(self) -> tuple[str, ...]:
         """Of the compiler, which else spills a few registers on some GPUs although there are enough."""
-        return ("--ptxas-options=--register-usage-level=3",) if self._lean else ()
+        return (f"--ptxas-options=--register-usage-level={3 if self.backward else 7}",) if self._lean else ()
 
     @property
     def channels(self) -> int:
