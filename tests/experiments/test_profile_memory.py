@@ -225,6 +225,17 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert abs(count / published - 1) <= (0.03 if name.startswith("transformer") else 0.001)
 
 
+@pytest.mark.parametrize("name", ["transformer-base", "transformer-big"])
+def test_a_transformer_has_the_parameters_that_its_paper_describes(name: str) -> None:
+    """To the last one: sections 3.1 to 3.4 with the sizes of table 3, one matrix for embeddings and readout."""
+    config = MODELS[name].config
+    d, hidden = config["d_model"], config["d_ff"]
+    attention, feed_forward, norm = 4 * (d * d + d), 2 * d * hidden + hidden + d, 2 * d
+    encoder, decoder = attention + feed_forward + 2 * norm, 2 * attention + feed_forward + 3 * norm
+    count = sum(parameter.numel() for parameter in fake(name).parameters())
+    assert count == MODELS[name].vocab_size * d + config["n_layers"] * (encoder + decoder)
+
+
 @pytest.mark.parametrize(
     ("name", "kib", "changes"),
     [
