@@ -168,7 +168,7 @@ def calls(rows: int = 2) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", sorted(calls()))
 def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
-    """On one thread: which of several are awake in time for a task is left to chance."""
+    """On one thread: which of several are awake in time for a task is left to chance. A large page has 2 MiB."""
     module = importlib.import_module(f"kernels.{name.removesuffix('_backward').removesuffix('_cpu')}.cpu")
     assert module.why_not(None, None) is None  # loads it
     cpu, arguments, operator = torch.device("cpu"), calls()[name], getattr(torch.ops.archlab, name).default
@@ -188,7 +188,7 @@ def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
     own = sum(result.nbytes for result in (results if isinstance(results, list | tuple) else [results]))
     declared = scratch.SCRATCH[f"archlab::{name}"](arguments, 1)
     assert declared > 4 * MIB
-    assert abs(after - before - own - declared) < 0.05 * declared + MIB
+    assert abs(after - before - own - declared) < 0.05 * declared + 2.5 * MIB
 
 
 def test_every_thread_has_scratch_memory_of_its_own_and_a_gpu_needs_none() -> None:
