@@ -157,6 +157,7 @@ __device__ __forceinline__ void store(char* data, i64 offset, float x) {
 
 __device__ __forceinline__ void load4(const char* data, i64 offset, float* x) {  // aligned to four elements
 #ifdef EMULATED
+    emulated_aligned(data + offset * SIZE, 4 * SIZE);
     for (int k = 0; k < 4; ++k) x[k] = load(data, offset + k);
 #elif SIZE == 4
     asm("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -171,6 +172,7 @@ __device__ __forceinline__ void load4(const char* data, i64 offset, float* x) { 
 
 __device__ __forceinline__ void store4(char* data, i64 offset, const float* x) {
 #ifdef EMULATED
+    emulated_aligned(data + offset * SIZE, 4 * SIZE);
     for (int k = 0; k < 4; ++k) store(data, offset + k, x[k]);
 #elif SIZE == 4
     *(float4*)(data + offset * 4) = make_float4(x[0], x[1], x[2], x[3]);

@@ -32,6 +32,9 @@ inline unsigned emulated_narrow(float x, int dtype) {
     return low;
 }
 
+static bool misaligned;  // a GPU refuses what it moves at once from or to an address that is not a multiple of its size
+inline void emulated_aligned(const void* address, size_t bytes) { misaligned |= (size_t)address % bytes != 0; }
+
 enum Wait { READY, AT_WARP, AT_BLOCK, DONE };
 struct Fiber {
     jmp_buf here;
@@ -115,13 +118,14 @@ static bool run_block(bool backwards) {
     }
 }
 
-// 0 if all went well, 1 if threads did not meet at a barrier, 2 if a block wrote behind its shared memory.
+// 0 if all went well, 1 if threads did not meet at a barrier, 2 if a block wrote behind its shared memory, 3 if it moved
+// several numbers at once at an address that does not allow it.
 extern "C" int emulate(Kernel kernel, const Problem* problem, long blocks, long shared_bytes, int backwards) {
     const int guards = 64;
     long floats = shared_bytes / 4;
     std::vector<float> memory(floats + guards + 4);
     emulated_shared = (float*)(((size_t)memory.data() + 15) / 16 * 16);
-    the_kernel = kernel, the_problem = problem;
+    the_kernel = kernel, the_problem = problem, misaligned = false;
     for (long k = 0; k < blocks; ++k) {
         blockIdx.x = (unsigned)(backwards ? blocks - 1 - k : k);
         for (long i = 0; i < floats; ++i) emulated_shared[i] = NAN;
@@ -130,5 +134,5 @@ extern "C" int emulate(Kernel kernel, const Problem* problem, long blocks, long 
         for (long i = floats; i < floats + guards; ++i)
             if (emulated_shared[i] != 12345.0f) return 2;
     }
-    return 0;
+    return misaligned ? 3 : 0;
 }

@@ -17,6 +17,7 @@ import kernels
 from kernels.selective_scan._cuda_problem import Problem, Specialisation
 
 _HERE = Path(__file__).parent
+FAILURES = ("", "threads did not meet at a barrier", "shared memory overrun", "misaligned address")
 SOURCES = Path(kernels.__file__).parent / "selective_scan"
 
 
@@ -79,4 +80,4 @@ class Emulation:
         function = ctypes.cast(built[kernel], ctypes.c_void_p)
         sizes = ctypes.c_long(blocks), ctypes.c_long(shared)
         status = built.emulate(function, ctypes.byref(problem), *sizes, ctypes.c_int(self.backwards))
-        assert status == 0, f"{kernel}: {('', 'threads did not meet at a barrier', 'shared memory overrun')[status]}"
+        assert status == 0, f"{kernel}: {FAILURES[status]}"

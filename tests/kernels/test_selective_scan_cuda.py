@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cuda_emulation import Emulation
 from scans import NAMES, RESULTS, Case, as_float32, results, scan, truth
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels.selective_scan import cuda
@@ -72,6 +74,13 @@ def test_few_lanes_for_many_channels(machine: Emulation) -> None:
     case = Case(64, channels=128, states=16, groups_B=1, groups_C=1, rows=3)
     assert_right(case)
     assert {specialisation.lanes for kernel, specialisation, _ in machine.launched if "forward" in kernel} == {1}
+
+
+def test_groups_whose_first_channel_is_not_aligned(machine: Emulation) -> None:
+    """Of 65 channels that lie together: four at once may only be moved in the first."""
+    machine.count = 2
+    assert_right(Case(40, channels=260, states=16, groups_B=4, groups_C=4, rows=1, channel_last=True))
+    assert {specialisation.channels for _, specialisation, _ in machine.launched} == {64}
 
 
 @pytest.mark.parametrize("case", [Case(1000), at_length(MAMBA, 609)], ids=["odd", "mamba"])
@@ -216,6 +225,40 @@ def test_second_derivatives_name_the_reference() -> None:
     (gradient,) = torch.autograd.grad(scan(leaves, "cuda")[0].sum(), leaves["u"], create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         gradient.sum().backward()
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    tensors = as_float32(Case(4))
+    with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and meta"):
+        scan(tensors | {"A": tensors["A"].to("meta")}, "cuda")
+
+
+class Zeros(TorchDispatchMode):
+    """Notes how many numbers each tensor of zeros has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if "zeros" in str(function):
+            self.made.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_nothing_is_made_for_the_gradient_of_kept_states(used: int) -> None:
+    """Of which there are many; and what of the results is not used has the gradient zero."""
+    tensors = as_float32(Case(400))
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    value = scan(leaves, "cuda")[used].sum()
+    with Zeros() as zeros:
+        actual = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    assert max(zeros.made) == tensors["u" if used else "initial_state"].numel()
+    plain = torch.autograd.grad(scan(leaves, "reference")[used].sum(), list(leaves.values()), allow_unused=True)
+    for left, right in zip(actual, plain, strict=True):
+        torch.testing.assert_close(left, torch.zeros_like(left) if right is None else right, rtol=1e-4, atol=1e-4)
 
 
 def test_too_many_states_are_refused() -> None:
