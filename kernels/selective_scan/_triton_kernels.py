@@ -89,6 +89,21 @@ def first_decay(delta, a2, shift, row, channels, live, delta_row, delta_channel,
 
 
 @triton.jit
+def place_of(channels_all, per_group, N, BD: tl.constexpr, NP: tl.constexpr):
+    """Of this program: row, group, part of the group, which channels there are, channels, states, and of (D, N) arrays
+    which elements there are, and their offsets. Rows share the grid's first axis: the others end at 65535."""
+    program, parts = tl.program_id(0).to(tl.int64), tl.cdiv(per_group, BD)
+    per_row = channels_all // per_group * parts
+    group, part = program % per_row // parts, program % parts
+    within = part * BD + tl.arange(0, BD)
+    live, channels = within < per_group, group * per_group + within
+    states = tl.arange(0, NP).to(tl.int64)
+    square = live[:, None] & (states < N)[None, :]
+    at = channels[:, None] * N + states[None, :]
+    return program // per_row, group, part, live, channels, states, square, at
+
+
+@triton.jit
 def forward(
     u, delta, A, B, C, D, z, bias, initial, out, last, kept,
     channels_all, L, N, per_group, chunks,
@@ -98,14 +113,7 @@ def forward(
     SOFTPLUS: tl.constexpr, KEEP: tl.constexpr, BD: tl.constexpr, NP: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """out (B, D, L), last (B, D, N), and kept (B, chunks, D, N), the state before each chunk."""
-    parts = tl.cdiv(per_group, BD)
-    group = (tl.program_id(0) // parts).to(tl.int64)
-    row = tl.program_id(1).to(tl.int64)
-    within = tl.program_id(0) % parts * BD + tl.arange(0, BD)
-    live, channels = within < per_group, group * per_group + within
-    states = tl.arange(0, NP).to(tl.int64)
-    square = live[:, None] & (states < N)[None, :]
-    at = channels[:, None] * N + states[None, :]
+    row, group, _, live, channels, states, square, at = place_of(channels_all, per_group, N, BD, NP)
     a2 = tl.load(A + at, mask=square, other=0.0) * 1.4426950408889634  # log2(e)
     d = optional(D, channels, live, HAS_D, BD)
     shift = optional(bias, channels, live, HAS_BIAS, BD)
@@ -154,20 +162,6 @@ def write_sums(left, right, at, sum_left, sum_right, there):
 
 
 @triton.jit
-def place_of(per_group, N, BD: tl.constexpr, NP: tl.constexpr):
-    """Of this program: row, group, part of the group, which channels there are, channels, states, and of (D, N) arrays
-    which elements there are, and their offsets."""
-    parts = tl.cdiv(per_group, BD)
-    group, part = (tl.program_id(0) // parts).to(tl.int64), (tl.program_id(0) % parts).to(tl.int64)
-    within = part * BD + tl.arange(0, BD)
-    live, channels = within < per_group, group * per_group + within
-    states = tl.arange(0, NP).to(tl.int64)
-    square = live[:, None] & (states < N)[None, :]
-    at = channels[:, None] * N + states[None, :]
-    return tl.program_id(1).to(tl.int64), group, part, live, channels, states, square, at
-
-
-@triton.jit
 def gradient_of_delta(w, a1, x, s1, raw, there, SOFTPLUS: tl.constexpr):
     """(BD, T), exactly 0 where there is no step. w: G a_t h_{t-1}; s1: sum of G B; raw: before softplus."""
     gradient = tl.sum(w * a1[:, :, None], 1) + x * s1
@@ -179,7 +173,7 @@ def gradient_of_delta(w, a1, x, s1, raw, there, SOFTPLUS: tl.constexpr):
 @triton.jit
 def backward(
     u, delta, A, B, C, D, z, bias, dout, dlast, kept, du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
-    channels_all, L, N, per_group, groups, all_chunks, first_chunk, chunks,
+    channels_all, L, N, per_group, groups, rows, all_chunks, first_chunk, chunks,
     u_row, u_channel, u_step, delta_row, delta_channel, delta_step, z_row, z_channel, z_step,
     dout_row, dout_channel, dout_step, B_row, B_group, B_state, B_step, C_row, C_group, C_state, C_step,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -187,7 +181,7 @@ def backward(
 ):  # fmt: skip
     """Over `chunks` chunks from `first_chunk` on. dlast, dinitial (B, D, N): G of the step after, and of the first,
     in the end a_1 G_1. du, ddelta, dz: contiguous float32 (B, D, L). dB, dC: (parts, B, G, N, chunks T)."""
-    row, group, part, live, channels, states, square, at = place_of(per_group, N, BD, NP)
+    row, group, part, live, channels, states, square, at = place_of(channels_all, per_group, N, BD, NP)
     a1 = tl.load(A + at, mask=square, other=0.0)
     a2 = a1 * 1.4426950408889634  # log2(e)
     d, shift = optional(D, channels, live, HAS_D, BD), optional(bias, channels, live, HAS_BIAS, BD)
@@ -230,7 +224,7 @@ def backward(
         sum_D += tl.sum(g * x, 1)
         tl.store(du + place, d[:, None] * g + dt * s1, mask=there)
         tl.store(ddelta + place, step_gradient, mask=there)
-        slot = ((part * tl.num_programs(1) + row) * groups + group) * N * (chunks * T) + steps - first_chunk * T
+        slot = ((part * rows + row) * groups + group) * N * (chunks * T) + steps - first_chunk * T
         write_sum(dB, slot, G * (dt * x)[:, None, :], states, inside, N, chunks * T)
         write_sum(dC, slot, h * g[:, None, :], states, inside, N, chunks * T)
     if first_chunk == 0:

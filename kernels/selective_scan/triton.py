@@ -21,7 +21,7 @@ WORKSPACE = 2**28
 """Bytes that the sums of B's and C's gradients may take while they are made; time is cut to keep to it."""
 
 CHUNK = 32  # steps of a tile, and between kept states
-_CHANNELS = 4  # of a tile
+_CHANNELS = 4  # of a tile, where a group has several
 
 
 def selective_scan(
@@ -82,7 +82,7 @@ def scan(
     A, D, bias, initial = (None if t is None else t.contiguous() for t in (A, D, bias, initial))  # type: ignore[assignment]
     block = _block(A, u.shape[1] // B.shape[1])
     with torch.cuda.device_of(u):
-        _triton_kernels.forward[_grid(u, B, block["BD"])](
+        _triton_kernels.forward[_grid(u, B)](
             *(u, delta, A, B, C, *_or(u, D, z, bias, initial), out, last, kept),
             *(u.shape[1], u.shape[2], A.shape[1], u.shape[1] // B.shape[1], -(-u.shape[2] // CHUNK)),
             *(*u.stride(), *delta.stride(), *gpu.strides(z, 3), *out.stride(), *B.stride(), *C.stride()),
@@ -120,12 +120,22 @@ def _scan_results(
 
 def _block(A: Tensor, per_group: int) -> dict[str, int]:
     """The sizes of a tile."""
-    return {"BD": 1 if per_group == 1 else _CHANNELS, "NP": gpu.power_of_two(A.shape[1]), "T": CHUNK}
+    return {"BD": _channels(per_group), "NP": gpu.power_of_two(A.shape[1]), "T": CHUNK}
 
 
-def _grid(u: Tensor, B: Tensor, block: int) -> tuple[int, int]:
-    groups = B.shape[1]
-    return groups * -(-(u.shape[1] // groups) // block), u.shape[0]
+def _channels(per_group: int) -> int:
+    """Of a tile."""
+    return 1 if per_group == 1 else _CHANNELS
+
+
+def _parts(u: Tensor, B: Tensor) -> int:
+    """Tiles of channels that a group has."""
+    per_group = u.shape[1] // B.shape[1]
+    return -(-per_group // _channels(per_group))
+
+
+def _grid(u: Tensor, B: Tensor) -> tuple[int]:
+    return (u.shape[0] * B.shape[1] * _parts(u, B),)
 
 
 def _or(instead: Tensor, *tensors: Tensor | None) -> list[Tensor]:
@@ -172,9 +182,8 @@ def scan_backward(
 
 def _stretches(u: Tensor, A: Tensor, B: Tensor) -> list[tuple[int, int]]:
     """Pieces of time, last first, whose workspace keeps to WORKSPACE: the first chunk and how many."""
-    rows, channels, length = u.shape
-    parts = -(-(channels // B.shape[1]) // _block(A, channels // B.shape[1])["BD"])
-    most = max(1, WORKSPACE // (2 * 4 * parts * rows * B.shape[1] * A.shape[1] * CHUNK))
+    rows, _, length = u.shape
+    most = max(1, WORKSPACE // (2 * 4 * _parts(u, B) * rows * B.shape[1] * A.shape[1] * CHUNK))
     chunks = -(-length // CHUNK)
     return [(first, min(most, chunks - first)) for first in reversed(range(0, chunks, most))]
 
@@ -196,15 +205,14 @@ def _stretch(
     u, delta, A, B, C, D, z, bias = tensors
     (rows, channels, length), states, groups = u.shape, A.shape[1], B.shape[1]
     block, steps = _block(A, channels // groups), chunks * CHUNK
-    grid = _grid(u, B, block["BD"])
     flow_on, dA = (A.new_empty(rows, channels, states) for _ in range(2))
     dD, dbias = (A.new_empty(rows, channels) for _ in range(2))
-    parts = [A.new_empty(grid[0] // groups, rows, groups, states, steps) for _ in range(2)]
+    parts = [A.new_empty(_parts(u, B), rows, groups, states, steps) for _ in range(2)]
     with torch.cuda.device_of(u):
-        _triton_kernels.backward[grid](
+        _triton_kernels.backward[_grid(u, B)](
             *(u, delta, A, B, C, *_or(u, D, z, bias), dout, flow, kept, like_u[0], like_u[1], like_u[-1]),
             *(dA, *parts, dD, dbias, flow_on),
-            *(channels, length, states, channels // groups, groups, kept.shape[1], first, chunks),
+            *(channels, length, states, channels // groups, groups, rows, kept.shape[1], first, chunks),
             *(*u.stride(), *delta.stride(), *gpu.strides(z, 3), *dout.stride(), *B.stride(), *C.stride()),
             HAS_D=D is not None,
             HAS_Z=z is not None,
@@ -243,10 +251,14 @@ def _scan_backward_results(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.softplus, _ = inputs
     ctx.save_for_backward(output[2], *tensors)
+    ctx.set_materialize_grads(False)  # else there are zeros for the kept states, which have no gradient
 
 
-def _differentiate(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     kept, *tensors = ctx.saved_tensors
+    u, _, A, *_ = tensors
+    dout = torch.zeros_like(u) if dout is None else dout
+    dlast = A.new_zeros(*u.shape[:2], A.shape[1]) if dlast is None else dlast
     gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
     return *native.given(tensors, gradients), None, None
 

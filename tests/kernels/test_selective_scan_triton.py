@@ -67,6 +67,12 @@ def test_opcheck() -> None:
     torch.library.opcheck(backend.scan_backward, (out, last, kept, *tensors, True))
 
 
+def test_rows_are_counted_on_the_axis_of_the_grid_that_has_room() -> None:
+    """The others end at 65535 programs."""
+    u, B = torch.empty(70000, 12, 1, device="meta"), torch.empty(70000, 2, 3, 1, device="meta")
+    assert backend._grid(u, B) == (70000 * 2 * 2,)
+
+
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -90,7 +96,7 @@ def _type(name: str, constants: dict[str, object]) -> str:
     short = ("u", "delta", "B", "C", "z", "dout", "out")
     if name in short:
         return "*bf16"
-    numbers = ("channels_all", "L", "N", "per_group", "groups", "chunks", "all_chunks", "first_chunk")
+    numbers = ("channels_all", "L", "N", "per_group", "groups", "rows", "chunks", "all_chunks", "first_chunk")
     return "i64" if name in numbers or "_" in name else "*fp32"
 
 
