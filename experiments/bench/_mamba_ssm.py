@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from kernels.build import cache_folder
 
 SWITCHES = {"MAMBA_FORCE_BUILD": "TRUE", "MAMBA_KEEP_CUDA_BUILD": "TRUE"}
 HOURS = 2.0
+# Of a compiler, of Python, or of a Python without pip; not pip's own remark that there was an error.
+_REASON = re.compile(r"(?:fatal error|error|\w+Error): (?!subprocess-exited-with-error).*|No module named pip")
 
 
 def find(module: str) -> types.ModuleType:
@@ -52,7 +55,7 @@ def _built() -> Path:
     folder = cache_folder() / f"mamba-ssm-{torch.__version__}-{sys.implementation.cache_tag}"
     if folder.is_dir():
         return folder
-    if shutil.which("nvcc") is None:
+    if not _has_nvcc():
         raise RuntimeError("neither installed nor to be built: no nvcc")
     print("mamba-ssm is built from its source distribution, once: this may take an hour", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,5 +76,17 @@ def _install(folder: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"not to be built within {HOURS:g} hours") from error
     if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [f"status {done.returncode}"]
-        raise RuntimeError(f"not to be built: {errors[0].strip()}")
+        raise RuntimeError(f"not to be built: {_reason(done.stderr) or f'status {done.returncode}'}")
+
+
+def _has_nvcc() -> bool:
+    """Where torch looks for it when it builds an extension: not only on the path."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return CUDA_HOME is not None and shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin")) is not None
+
+
+def _reason(said: str) -> str:
+    """The first error that pip shows of the build, without where it is; else the last line, which is of pip itself."""
+    found = _REASON.search(said)
+    return found[0].strip() if found else said.strip().rpartition("\n")[2]

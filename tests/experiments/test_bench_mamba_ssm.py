@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from experiments.bench import _mamba_ssm, selective_scan
 from experiments.bench._peers import peer
@@ -19,7 +20,7 @@ MODULE = "mamba_ssm.ops.selective_scan_interface"
 class Pip:
     """Installs a package whose __init__ cannot be imported, as where what its models need is missing; or fails."""
 
-    def __init__(self, fails: str = "") -> None:
+    def __init__(self, fails: str | None = None) -> None:
         self.fails = fails
         self.asked: list[tuple[list[str], dict[str, str]]] = []
 
@@ -29,7 +30,7 @@ class Pip:
         (package / "ops").mkdir(parents=True)
         (package / "__init__.py").write_text("import no_such_module\n")
         (package / "ops" / "selective_scan_interface.py").write_text("def selective_scan_fn():\n    return 'theirs'\n")
-        return subprocess.CompletedProcess(command, int(bool(self.fails)), "", self.fails)
+        return subprocess.CompletedProcess(command, int(self.fails is not None), "", self.fails or "")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nvcc, without the package, and with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_mamba_ssm.shutil, "which", str)
+    monkeypatch.setattr(_mamba_ssm, "_has_nvcc", lambda: True)
     monkeypatch.setattr(sys, "path", list(sys.path))
     kept = {name: module for name, module in sys.modules.items() if not name.startswith("mamba_ssm")}
     monkeypatch.setattr(sys, "modules", kept)
@@ -64,15 +65,59 @@ def test_it_is_built_once_with_the_scan_switched_on(
     assert len(pip.asked) == 1
 
 
-def test_what_cannot_be_built_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mamba_ssm.subprocess, "run", Pip(fails="a line\nerror: no space left\nmore"))
-    assert found() == "cannot run (RuntimeError: not to be built: error: no space left)"
+COMPILER = """
+  error: subprocess-exited-with-error
+    Building wheel for mamba-ssm (pyproject.toml) did not run successfully.
+    exit code: 1
+      [3 lines of output]
+      FAILED: [code=1] selective_scan.o
+      a/long/path/ATen.h:5:2: error: #error C++20 is required
+      subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.
+      [end of output]
+  ERROR: Failed building wheel for mamba-ssm
+"""
+SETUP = """
+  error: subprocess-exited-with-error
+      Traceback (most recent call last):
+          raise RuntimeError(CUDA_MISMATCH_MESSAGE, cuda_str_version, torch.version.cuda)
+      RuntimeError: The detected CUDA version (12.4) mismatches
+ERROR: Failed to build installable wheels
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("a line\nerror: no space left\nmore", "error: no space left"),
+        (COMPILER, "error: #error C++20 is required"),
+        (SETUP, "RuntimeError: The detected CUDA version (12.4) mismatches"),
+        ("WARNING: slow\nERROR: No matching distribution found", "ERROR: No matching distribution found"),
+        ("a/long/path/bin/python: No module named pip", "No module named pip"),
+        ("", "status 1"),
+    ],
+)
+def test_what_cannot_be_built_says_so_and_leaves_nothing(
+    said: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mamba_ssm.subprocess, "run", Pip(fails=said))
+    assert found() == f"cannot run (RuntimeError: not to be built: {reason})"
     assert not list((tmp_path / "archlab").iterdir())
 
 
 def test_without_nvcc_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mamba_ssm.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_mamba_ssm, "_has_nvcc", lambda: False)
     assert found() == "cannot run (RuntimeError: neither installed nor to be built: no nvcc)"
+
+
+def test_nvcc_is_looked_for_where_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    assert not _mamba_ssm._has_nvcc()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    assert not _mamba_ssm._has_nvcc()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch(mode=0o755)
+    assert _mamba_ssm._has_nvcc()
 
 
 def test_a_build_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
