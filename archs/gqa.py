@@ -29,6 +29,7 @@ from archs.attention import (
     reserve,
 )
 from archs.contract import Backbone, Lease, Tokens, check_config, usable_room
+from archs.linear import Linear
 from archs.norm import RMSNorm
 
 
@@ -129,9 +130,9 @@ class RotaryPositions(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def linear(inputs: int, outputs: int, layers: int = 1, bias: bool = False) -> nn.Linear:
+def linear(inputs: int, outputs: int, layers: int = 1, bias: bool = False) -> Linear:
     """Normal weights of variance 1 / (inputs * layers), `layers` > 1 for additions to the residual; bias zero."""
-    module = nn.Linear(inputs, outputs, bias=bias)
+    module = Linear(inputs, outputs, bias=bias)
     nn.init.normal_(module.weight, std=(inputs * layers) ** -0.5)
     if bias:
         nn.init.zeros_(module.bias)
@@ -151,7 +152,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> query (B, Hq, T, E), key and value (B, H, T, E), the first two rotated."""
-        parts = self.query(x), *self.key_value(x).chunk(2, -1)
+        parts = self.query(x), *self.key_value.halves(x)
         query, key, value = (rearrange(part, "b t (h e) -> b h t e", e=self.config.head_dim) for part in parts)
         return kernels.rotary(query, *rotation), kernels.rotary(key, *rotation), value
 
@@ -206,7 +207,7 @@ class GQA(Backbone[Cache]):
         self.rotary = RotaryPositions(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.readout = nn.Linear(config.d_model, vocab_size, bias=False)
+        self.readout = Linear(config.d_model, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         nn.init.normal_(self.readout.weight, std=config.d_model**-0.5)
         if config.tied_embeddings:

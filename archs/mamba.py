@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import kernels
 from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
+from archs.linear import Linear
 from archs.norm import RMSNorm
 
 
@@ -100,8 +101,8 @@ class Selection(nn.Module):
         channels, rank = config.channels, config.rank
         self.dt_bias = undecayed(nn.Parameter(self._initial_dt_bias()))
         if config.selective:
-            self.project = nn.Linear(channels, rank + 2 * config.d_state, bias=False)
-            self.expand_dt = nn.Linear(rank, channels, bias=False)
+            self.project = Linear(channels, rank + 2 * config.d_state, bias=False)
+            self.expand_dt = Linear(rank, channels, bias=False)
             nn.init.uniform_(self.expand_dt.weight, -(rank**-0.5), rank**-0.5)
         else:
             self.B = nn.Parameter(torch.ones(channels, config.d_state))
@@ -128,14 +129,14 @@ class Mixer(nn.Module):
         super().__init__()
         self.config = config
         channels = config.channels
-        self.project_in = nn.Linear(config.d_model, 2 * channels, bias=config.bias)
+        self.project_in = Linear(config.d_model, 2 * channels, bias=config.bias)
         self.conv = nn.Conv1d(channels, channels, config.d_conv, groups=channels, bias=config.conv_bias)
         self.selection = Selection(config)
         # A = -exp(A_log) starts as -1, -2, ..., -N in every channel (S4D-Real, section 3.6).
         steps = torch.arange(1, config.d_state + 1, dtype=torch.float32).log()
         self.A_log = undecayed(nn.Parameter(steps.repeat(channels, 1)))
         self.D = undecayed(nn.Parameter(torch.ones(channels)))
-        self.project_out = nn.Linear(channels, config.d_model, bias=config.bias)
+        self.project_out = Linear(channels, config.d_model, bias=config.bias)
         with torch.no_grad():
             self.project_out.weight.mul_(config.n_layers**-0.5)
 
@@ -151,7 +152,7 @@ class Mixer(nn.Module):
 
         At pads the convolution reads zeros and dt is 0 (softplus of -inf): then the state passes unchanged.
         """
-        x, gate = (half.mT for half in self.project_in(x).chunk(2, -1))  # (B, channels, L), channels side by side
+        x, gate = (half.mT for half in self.project_in.halves(x))  # (B, channels, L), channels side by side
         if mask is not None:
             x = x.masked_fill(~mask[:, None], 0.0)
         x, columns = self._convolve(x, state.columns)
@@ -234,7 +235,7 @@ class Mamba(Backbone[MambaState]):
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.readout = nn.Linear(config.d_model, vocab_size, bias=False)
+        self.readout = Linear(config.d_model, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         if config.tied_embeddings:
             self.readout.weight = self.embedding.weight

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import kernels
 from archs.attention import source_mask
 from archs.contract import Backbone, State, Tokens, check_config
+from archs.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.parts = 1 if config.cell == "gru" else 2
         self.layers = nn.ModuleList(
-            [nn.Linear(2 * config.hidden, self.parts * config.hidden) for _ in range(config.n_layers)]
+            [Linear(2 * config.hidden, self.parts * config.hidden) for _ in range(config.n_layers)]
         )
 
     def forward(self, finals: list[Tensor]) -> Hidden:
@@ -179,19 +180,19 @@ class Seq2Seq(Backbone[Seq2SeqState]):
         self.bridge = Bridge(config)
         fed_back = context if config.attention == "bahdanau" else 0
         self.decoder = recurrent(config, config.d_model + fed_back, config.n_layers)
-        self.output = nn.Linear(hidden + context + config.d_model, config.d_model)
+        self.output = Linear(hidden + context + config.d_model, config.d_model)
         self._build_attention()
-        self.readout = nn.Linear(config.d_model, vocab_size)
+        self.readout = Linear(config.d_model, vocab_size)
 
     def _build_attention(self) -> None:
         hidden = self.config.hidden
         if self.config.attention == "bahdanau":
-            self.query = nn.Linear(hidden, hidden)
+            self.query = Linear(hidden, hidden)
             self.v = nn.Parameter(torch.randn(hidden) * hidden**-0.5)
             if self.config.query_sees_input:
-                self.query_input = nn.Linear(self.config.d_model, hidden, bias=False)
+                self.query_input = Linear(self.config.d_model, hidden, bias=False)
         if self.config.attention == "bahdanau" or (self.config.attention, self.config.score) == ("luong", "general"):
-            self.key = nn.Linear(2 * hidden, hidden, bias=False)
+            self.key = Linear(2 * hidden, hidden, bias=False)
 
     def encode(self, source: Tokens, room: int = 0) -> Seq2SeqState:
         """Read the source in both directions. The state has a fixed size after it: `room` needs nothing."""
@@ -242,7 +243,7 @@ class Seq2Seq(Backbone[Seq2SeqState]):
         from_input, from_context = weight.split([x.shape[-1], state.memory.shape[-1]], 1)
         mask = source_mask(state.start, state.keys.shape[1])
         outputs, contexts, last = kernels.attentive_gru(
-            F.linear(x, from_input, bias),
+            kernels.linear(x, from_input, bias),
             self._query_of_inputs(x) + self.query.bias,
             state.hidden[0][:, 0].to(weight.dtype),
             from_context,

@@ -27,6 +27,7 @@ from archs.attention import (
     source_mask,
 )
 from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
+from archs.linear import Linear
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 CHOICES = {"norm": ("post", "pre"), "activation": tuple(ACTIVATIONS), "positions": ("interleaved", "halves")}
@@ -119,9 +120,9 @@ class MultiHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.query = nn.Linear(config.d_model, config.d_model)
-        self.key_value = nn.Linear(config.d_model, 2 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.query = Linear(config.d_model, config.d_model)
+        self.key_value = Linear(config.d_model, 2 * config.d_model)
+        self.out = Linear(config.d_model, config.d_model)
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, E)."""
@@ -132,7 +133,7 @@ class MultiHead(nn.Module):
 
     def keys_values(self, x: Tensor) -> KeyValue:
         """(B, L, D) -> keys and values (B, H, L, E)."""
-        keys, values = self.key_value(x).chunk(2, -1)
+        keys, values = self.key_value.halves(x)
         return self._split(keys), self._split(values)
 
     def _drop(self) -> float:
@@ -168,7 +169,7 @@ class Residual(nn.Module):
 def feed_forward(config: Config) -> nn.Sequential:
     """Position-wise feed-forward (section 3.3)."""
     activation = ACTIVATIONS[config.activation]()
-    return nn.Sequential(nn.Linear(config.d_model, config.hidden), activation, nn.Linear(config.hidden, config.d_model))
+    return nn.Sequential(Linear(config.d_model, config.hidden), activation, Linear(config.hidden, config.d_model))
 
 
 class EncoderLayer(nn.Module):
@@ -238,7 +239,7 @@ class Transformer(Backbone[TransformerState]):
         final = nn.LayerNorm if config.norm == "pre" else nn.Identity
         self.encoder_norm = final(config.d_model)
         self.decoder_norm = final(config.d_model)
-        self.readout = nn.Linear(config.d_model, vocab_size, bias=config.readout_bias)
+        self.readout = Linear(config.d_model, vocab_size, bias=config.readout_bias)
         self._initialise()
         if config.tied_embeddings:
             self.readout.weight = self.embedding.weight

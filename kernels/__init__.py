@@ -18,6 +18,7 @@ from kernels.causal_conv1d import causal_conv1d
 from kernels.causal_conv1d_update import causal_conv1d_update_
 from kernels.dispatch import backends, fallbacks, forget, operations, ran
 from kernels.gru import gru
+from kernels.linear import linear
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary
 from kernels.selective_scan import selective_scan
@@ -34,6 +35,7 @@ __all__ = [
     "fallbacks",
     "forget",
     "gru",
+    "linear",
     "operations",
     "ran",
     "rms_norm",

@@ -131,8 +131,11 @@ inline Tensor sum_of_first(const Tensor& parts) {
     const float* from = static_cast<float*>(parts.data());
     float* to = static_cast<float*>(sum.data());
     std::fill_n(to, count, 0.0f);
-    for (int64_t part = 0; part < parts.size(0); ++part, from += count)
-        for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+    for (int64_t part = 0; part < parts.size(0); ++part, from += count) {
+        int64_t i = 0;
+        for (; i + lanes::W <= count; i += lanes::W) lanes::store(to + i, lanes::load(to + i) + lanes::load(from + i));
+        for (; i < count; ++i) to[i] += from[i];
+    }
     return sum;
 }
 

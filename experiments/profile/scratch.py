@@ -125,6 +125,20 @@ def _additive_backward(args: Any, threads: int) -> int:
     return max(0, FLOAT * min(threads, len(query)) * each - freed_before) + _copies(weights)
 
 
+def _linear(args: Any, threads: int) -> int:
+    """The weights, as columns of lanes."""
+    outputs, inputs = args[1].shape
+    return FLOAT * _padded(outputs) * inputs
+
+
+def _linear_weight(args: Any, threads: int) -> int:
+    """The gradient of the weights of each segment of the rows, where there are several."""
+    (rows, outputs), inputs = args[0].shape, args[1].shape[1]
+    pieces = max(1, -(-outputs // 448)) * max(1, -(-inputs // 256))
+    segments = max(1, min(-(-16 // pieces), rows // 1024))
+    return FLOAT * segments * outputs * inputs if segments > 1 else 0
+
+
 def _rows_at_once(rows: int, threads: int) -> int:
     """Of a recurrence: up to four of a task, times the threads at work."""
     together = min(4, -(-rows // threads))
@@ -166,6 +180,8 @@ SCRATCH: dict[str, Callable[[Any, int], int]] = {
     "archlab::additive_attention_cpu_backward": _additive_backward,
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
+    "archlab::linear_cpu": _linear,
+    "archlab::linear_cpu_weight": _linear_weight,
     "archlab::gru_cpu": _gru,
     "archlab::gru_cpu_backward": _gru_backward,
 }

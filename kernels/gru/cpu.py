@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels import build, native
 from kernels.gru.torch import gru as step
+from kernels.linear import linear
 
 RANK = 20
 FALLBACK = False
@@ -44,7 +45,7 @@ def gru(
         given = (inputs, weight_ih, weight_hh, bias_ih, bias_hh, hidden)
         states, last = step(*(tensor.float() for tensor in given))
         return states.to(inputs.dtype), last.to(inputs.dtype)
-    gates = F.linear(inputs.float(), weight_ih.float(), bias_ih.float())
+    gates = linear(inputs.float(), weight_ih.float(), bias_ih.float())
     weight = padded(padded(weight_hh).mT, thirds=True).mT
     states, _ = recur(padded(gates, thirds=True), padded(hidden), weight, padded(bias_hh, thirds=True))
     states = states[..., :size].to(inputs.dtype)

@@ -1,0 +1,190 @@
+// Products with a matrix of weights, and the gradient of the weights, in float32 on the CPU, as operators of torch.
+//
+// A tile of the result, ROWS x 2 vectors, stays in registers while its terms are added up: a number of the left matrix
+// times a vector of the right one. Both are laid out anew on the way, in strides that the compiler knows and that no
+// cache mistakes for one another: the left one in blocks, of TALL rows and DEEP terms, the right one as columns of
+// vectors.
+#include "../operators.h"
+#include "../pages.h"
+
+namespace linear {
+
+using lanes::Lanes;
+using lanes::W;
+using operators::Optional;
+using operators::Tensor;
+using parallel::Scratch;
+using tiles::View;
+using tiles::Window;
+
+constexpr int ROWS = W == 16 ? 14 : 6;  // so that a tile, two vectors and a number fill the registers
+constexpr int WIDE = 16 * W;
+
+int64_t vectors(int64_t columns) { return (columns + W - 1) / W; }
+
+// A block of the left matrix. by_rows: a line is a row's terms; else it is a term's rows. There is a gap after each.
+template <bool by_rows>
+struct Block {
+    static constexpr int TALL = (by_rows ? 8 : 32) * ROWS, DEEP = by_rows ? 256 : 128;
+    static constexpr int LINE = (by_rows ? DEEP : TALL) + W, ROW = by_rows ? LINE : 1, TERM = by_rows ? 1 : LINE;
+    float* at;
+
+    explicit Block(Scratch& scratch)
+        : at(reinterpret_cast<float*>(scratch.take((by_rows ? TALL : DEEP) * LINE / W + 1))) {}
+
+    void copy(const float* from, int64_t stride, int rows, int terms) const {
+        const int lines = by_rows ? rows : terms, length = by_rows ? terms : rows;
+        for (int i = 0; i < lines; ++i) std::memcpy(at + i * LINE, from + i * stride, length * sizeof(float));
+    }
+};
+
+// The result or, while there are more terms to come, their sum so far.
+struct Result {
+    float* at;
+    int64_t stride, columns;  // the last vector of a row may be too wide
+    const float* from;        // what the terms are added to, if anything: itself, or a bias
+    int64_t from_stride;
+
+    template <bool whole>
+    LANES_INLINE void add(int row, int64_t column, Lanes sum) const {
+        const int64_t bytes = whole ? sizeof sum : (columns - column) * sizeof(float);
+        Lanes before{};
+        if (from) std::memcpy(&before, from + row * from_stride + column, bytes);
+        sum += before;
+        std::memcpy(at + row * stride + column, &sum, bytes);
+    }
+};
+
+// One tile. `tall` rows of it are computed, though the last may not be wanted.
+template <class Left, int tall, int width>
+__attribute__((noinline)) void add_tile(const float* left, const Lanes* right, int64_t column_stride, int terms, int rows,
+                                        int64_t column, const Result& result) {
+    Lanes sums[tall][width]{};
+    for (int k = 0; k < terms; ++k, left += Left::TERM, ++right) {
+        Lanes vector[width];
+        LANES_UNROLL
+        for (int j = 0; j < width; ++j) vector[j] = right[j * column_stride];
+        LANES_UNROLL
+        for (int i = 0; i < tall; ++i)
+            LANES_UNROLL
+            for (int j = 0; j < width; ++j) sums[i][j] += left[i * Left::ROW] * vector[j];
+    }
+    const bool whole = result.columns - column >= width * W;
+    LANES_UNROLL
+    for (int i = 0; i < tall; ++i) {
+        if (i >= rows) break;
+        LANES_UNROLL
+        for (int j = 0; j < width - 1; ++j) result.template add<true>(i, column + j * W, sums[i][j]);
+        if (whole) result.template add<true>(i, column + (width - 1) * W, sums[i][width - 1]);
+        else result.template add<false>(i, column + (width - 1) * W, sums[i][width - 1]);
+    }
+}
+
+// The lowest tile that has so many rows.
+template <class Left, int width, int tall = ROWS>
+auto tile_of(int rows) {
+    if constexpr (tall > 2)
+        if (rows <= tall - 2) return tile_of<Left, width, tall - 2>(rows);
+    return add_tile<Left, tall, width>;
+}
+
+// A block times columns of vectors, `column_stride` apart.
+template <bool by_rows>
+void add_block(const Block<by_rows>& block, const Lanes* right, int64_t column_stride, int rows, int terms,
+               const Result& result) {
+    using Left = Block<by_rows>;
+    for (int64_t column = 0; column < result.columns; column += 2 * W, right += 2 * column_stride)
+        for (int row = 0; row < rows; row += ROWS) {
+            Result tile = result;
+            tile.at += row * result.stride;
+            if (tile.from) tile.from += row * result.from_stride;
+            const int tall = std::min(ROWS, rows - row);
+            const auto add = result.columns - column > W ? tile_of<Left, 2>(tall) : tile_of<Left, 1>(tall);
+            add(block.at + row * Left::ROW, right, column_stride, terms, tall, column, tile);
+        }
+}
+
+// As product in cpu.py.
+std::tuple<Tensor> product(const Tensor& x, const Tensor& weight, const Optional& bias) {
+    const int64_t rows = x.size(0), terms = x.size(1), columns = weight.size(0);
+    Tensor out = operators::empty({rows, columns});
+    const View from = operators::float_view(x), right = operators::float_view(weight);
+    const View added = operators::float_view(bias);
+    float* to = operators::floats(out);
+    pages::make_large(to, rows * columns * sizeof(float));
+    if ((from.step != 1 && terms > 1) || (added && added.channel != 1 && columns > 1))
+        throw std::invalid_argument("expected rows and a bias of neighbouring numbers");
+    const int64_t threads = operators::threads(rows * terms * columns);
+    constexpr int TALL = Block<true>::TALL, DEEP = Block<true>::DEEP;
+    Scratch memory;
+    Lanes* packed = memory.take(vectors(columns) * terms);
+    operators::run(vectors(columns), threads, [&](int64_t i, Scratch&) {
+        tiles::load(packed + i * terms, right, Window(0, i * W, columns, 0, terms));
+    });
+    operators::run((rows + TALL - 1) / TALL, threads, [&](int64_t task, Scratch& scratch) {
+        const Block<true> block(scratch);
+        const int64_t row = task * TALL;
+        const int tall = static_cast<int>(std::min<int64_t>(TALL, rows - row));
+        for (int64_t term = 0; term < terms || term == 0; term += DEEP) {
+            const int deep = static_cast<int>(std::min<int64_t>(DEEP, terms - term));
+            block.copy(from.at(0, row, term), from.channel, tall, deep);
+            float* at = to + row * columns;
+            const Result result = term == 0 ? Result{at, columns, columns, added.data, 0}
+                                            : Result{at, columns, columns, at, columns};
+            add_block(block, packed + term, terms, tall, deep, result);
+        }
+    });
+    return {std::move(out)};
+}
+
+// How the gradient of (rows, columns) weights, a sum of so many terms, is cut: into pieces of the matrix and, where
+// these are few, into segments of the terms. It depends on the shapes alone: so does the order of the sums.
+struct Cut {
+    int64_t tall, down, across, segments, deep;  // rows of a piece; pieces; terms of a segment
+
+    Cut(int64_t rows, int64_t columns, int64_t terms) {
+        constexpr int64_t ENOUGH = 16, TALL = Block<false>::TALL, LEAST = 8 * Block<false>::DEEP;
+        down = std::max<int64_t>(1, (rows + TALL - 1) / TALL);
+        tall = ((rows + down - 1) / down + ROWS - 1) / ROWS * ROWS;
+        across = std::max<int64_t>(1, (columns + WIDE - 1) / WIDE);
+        const int64_t wished = (ENOUGH + down * across - 1) / (down * across);
+        segments = std::max<int64_t>(1, std::min(wished, terms / LEAST));
+        deep = (terms + segments - 1) / segments;
+    }
+};
+
+// As weight_gradient in cpu.py.
+std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
+    const int64_t terms = x.size(0), rows = dout.size(1), columns = x.size(1);
+    const View left = operators::float_view(dout), by_rows = operators::float_view(x);
+    const View right{by_rows.data, 0, by_rows.step, by_rows.channel};  // lanes are columns, steps are terms
+    if (left.step != 1 && rows > 1) throw std::invalid_argument("expected rows of neighbouring numbers");
+    const Cut cut(rows, columns, terms);
+    constexpr int DEEP = Block<false>::DEEP;
+    const std::vector<int64_t> sizes{cut.segments, rows, columns};
+    Tensor sums = operators::empty({sizes.begin() + (cut.segments == 1), sizes.end()});
+    float* to = operators::floats(sums);
+    const int64_t tasks = cut.segments * cut.down * cut.across;
+    operators::run(tasks, operators::threads(rows * columns * terms), [&](int64_t task, Scratch& scratch) {
+        const Block<false> block(scratch);
+        Lanes* packed = scratch.take(WIDE / W * DEEP);
+        const int64_t segment = task / (cut.down * cut.across), row = task / cut.across % cut.down * cut.tall;
+        const int64_t column = task % cut.across * WIDE, wide = std::min<int64_t>(WIDE, columns - column);
+        const int tall = static_cast<int>(std::max<int64_t>(0, std::min(cut.tall, rows - row)));
+        float* piece = to + (segment * rows + row) * columns + column;
+        const int64_t begin = segment * cut.deep, end = std::min(begin + cut.deep, terms);
+        for (int64_t term = begin; term < end || term == begin; term += DEEP) {
+            const int deep = static_cast<int>(std::min<int64_t>(DEEP, end - term));
+            block.copy(left.at(0, term, row), left.channel, tall, deep);
+            for (int64_t i = 0; i < vectors(wide); ++i)
+                tiles::load(packed + i * DEEP, right, Window(0, column + i * W, columns, term, deep));
+            add_block(block, packed, DEEP, tall, deep, {piece, columns, wide, term == begin ? nullptr : piece, columns});
+        }
+    });
+    return {cut.segments == 1 ? std::move(sums) : operators::sum_of_first(sums)};
+}
+
+const auto registered =
+    operators::Registration().add<product>("linear_cpu").add<weight_gradient>("linear_cpu_weight");
+
+}  // namespace linear
