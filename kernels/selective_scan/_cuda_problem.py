@@ -53,33 +53,36 @@ class Problem(ctypes.Structure):
     ]
 
     def set(self, **values: Tensor | int | None) -> None:
-        """Fill in fields by name. Arrays are contiguous float32."""
+        """Fill in fields by name; numbers before tensors. Arrays are contiguous float32."""
         for name, value in values.items():
             if isinstance(value, Tensor):
-                setattr(self, name, _pointed(name, value))
+                setattr(self, name, self._pointed(name, value))
             elif value is not None:
                 setattr(self, name, value)
 
+    def _pointed(self, name: str, tensor: Tensor) -> View | Matrix | int:
+        if name in _VIEWS:
+            return View(tensor.data_ptr(), *tensor.stride(), _mode(tensor, self.channels // self.groups))
+        if name in _MATRICES:
+            strides = (0, *tensor.stride(), 0) if tensor.dim() == 2 else tensor.stride()
+            return Matrix(tensor.data_ptr(), *strides)
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        return tensor.data_ptr()
 
-def _pointed(name: str, tensor: Tensor) -> View | Matrix | int:
-    if name in _VIEWS:
-        return View(tensor.data_ptr(), *tensor.stride(), _mode(tensor))
-    if name in _MATRICES:
-        strides = (0, *tensor.stride(), 0) if tensor.dim() == 2 else tensor.stride()
-        return Matrix(tensor.data_ptr(), *strides)
-    assert tensor.dtype == torch.float32
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
 
+def _mode(tensor: Tensor, per_group: int) -> int:
+    """0 where four steps lie together and aligned, 1 where four channels do, else 2.
 
-def _mode(tensor: Tensor) -> int:
-    """0 where four steps lie together and aligned, 1 where four channels do, else 2."""
+    A block's first channel is a multiple of four where it is within its group, and where the groups are such.
+    """
     rows, channels, steps = tensor.stride()
     if tensor.data_ptr() % (4 * tensor.element_size()) or rows % 4:
         return 2
     if steps == 1 and channels % 4 == 0:
         return 0
-    return 1 if channels == 1 and steps % 4 == 0 else 2
+    aligned = per_group % 4 == 0 or per_group == tensor.shape[1]
+    return 1 if channels == 1 and steps % 4 == 0 and aligned else 2
 
 
 @dataclass(frozen=True)

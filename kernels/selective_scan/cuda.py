@@ -163,10 +163,10 @@ class _Run:
         self.problem = Problem()
         self.alive = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
         A, D, bias, initial = self.alive  # type: ignore[assignment]
-        self.problem.set(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=bias, initial=initial)
         rows, channels, length = u.shape
         self.problem.set(rows=rows, channels=channels, length=length, groups=self.groups, states=self.states)
         self.problem.set(parts=self.parts, softplus=int(softplus), reverse=int(backward))
+        self.problem.set(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=bias, initial=initial)
 
     def over(self, begin: int, end: int) -> None:
         """The next launches are about these steps."""

@@ -11,12 +11,11 @@ __device__ __forceinline__ Span span(const Place& at, i64 start) {
 }
 
 // How the elements of a tile are moved: four steps at once, four channels at once (both for whole tiles only), or one by
-// one. The four elements that begin at (channel, step) are then (channel, step + k), or (channel + k, step). The tensor is
-// aligned for either; but where a group's channels are not a multiple of four, its first one may not be.
+// one. The four elements that begin at (channel, step) are then (channel, step + k), or (channel + k, step).
 enum Mode { STEPS, CHANNELS_AT_ONCE, SINGLE };
 
 __device__ __forceinline__ int mode_of(const View& v, const Place& at, const Span& s) {
-    bool whole = at.live == CHANNELS && s.steps == WINDOW && (v.mode == STEPS || (CHANNELS >= 4 && at.first % 4 == 0));
+    bool whole = at.live == CHANNELS && s.steps == WINDOW && (CHANNELS >= 4 || v.mode == STEPS);
     return whole ? (int)v.mode : SINGLE;
 }
 
