@@ -60,10 +60,20 @@ def library() -> ctypes.CDLL:
     major = (torch.version.cuda or "13").partition(".")[0]
     for name in _candidates(major):
         try:
+            _load_builtins(name)
             return ctypes.CDLL(str(name))
         except OSError:
             continue
     raise NvrtcError(f"no NVRTC {major} to compile with: install it ({sys.executable} -m pip install {_wheel(major)})")
+
+
+def _load_builtins(library: Path | str) -> None:
+    """What NVRTC opens at its first compilation: by its name alone, so that it must be found where the system looks,
+    or be there already."""
+    if isinstance(library, Path):
+        for file in library.parent.glob("*nvrtc-builtins*"):
+            if ".alt." not in file.name:
+                ctypes.CDLL(str(file))
 
 
 def _wheel(major: str) -> str:
@@ -71,15 +81,16 @@ def _wheel(major: str) -> str:
 
 
 def _candidates(major: str) -> list[Path | str]:
-    """Where NVRTC may lie: in NVIDIA's wheels, beside torch, or where the system looks."""
+    """Where NVRTC may lie: in NVIDIA's wheels, beside torch, or where the system looks. Not its alternative build,
+    `alt`, which lies beside it: torch does not use that."""
     windows = sys.platform == "win32"
     pattern = f"nvrtc64_{major}0*_0.dll" if windows else f"libnvrtc*.so.{major}*"
     spec = importlib.util.find_spec("nvidia")
     wheels = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
     folders = [folder for place in wheels for folder in (*place.glob("*/lib"), *place.glob("*/bin"))]
     folders.append(Path(torch.__file__).parent / "lib")
-    found: list[Path | str] = [file for folder in folders for file in sorted(folder.glob(pattern))]
-    found = [file for file in found if "builtins" not in str(file)]
+    found = [file for folder in folders for file in sorted(folder.glob(pattern))]
+    found = [file for file in found if "builtins" not in file.name and ".alt." not in file.name]
     return [*found, f"nvrtc64_{major}0_0.dll" if windows else f"libnvrtc.so.{major}"]
 
 

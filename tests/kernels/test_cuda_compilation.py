@@ -6,13 +6,16 @@ ARCHLAB_EVERY_SPECIALISATION=1 pytest tests/kernels/test_cuda_compilation.py    
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import sass
@@ -179,6 +182,26 @@ def test_without_nvrtc_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPat
     nvrtc.library.cache_clear()
     with pytest.raises(nvrtc.NvrtcError, match="pip install"):
         nvrtc.library()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="libraries have other names")
+def test_nvrtc_is_taken_with_its_builtins_and_not_its_alternative_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they lie in the wheel that torch's builds for CUDA 13.0 bring: neither finds its builtins by itself."""
+    folder = tmp_path / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    names = ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13", "libnvrtc-builtins.alt.so.13.0", "libnvrtc.alt.so.13"]
+    for name in names:
+        (folder / name).touch()
+    loaded: list[str] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Mock(submodule_search_locations=[str(tmp_path)]))
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda path: loaded.append(Path(path).name))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    nvrtc.library.cache_clear()
+    nvrtc.library()
+    nvrtc.library.cache_clear()
+    assert loaded == names[:2]
 
 
 @pytest.mark.parametrize(("driver", "why"), [(None, "no NVRTC 13 to compile with: install it"), ("gone", "driver")])
