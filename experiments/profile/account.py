@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -24,9 +25,12 @@ def account(subject: Subject, context: int, card: Card | None = None) -> dict[st
 
 
 def followed(
-    subject: Subject, context: int, card: Card | None = None
+    subject: Subject, context: int, card: Card | None = None, between: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any], tuple[Tensor, Any] | None]:
-    """The account of a pass; and, where it decoded, the next token and the state, from which it may go on untracked."""
+    """The account of a pass; and, where it decoded, the next token and the state, from which it may go on untracked.
+
+    between: called after reading, where decoding follows.
+    """
     tracker = Tracker(subject.point.threads)
     tracker.hold_all(subject.backbone.parameters(), "parameters")
     tracker.hold_all(subject.backbone.buffers(), "parameters")
@@ -39,7 +43,7 @@ def followed(
         elif subject.point.mode == "prefill":
             phase = _prefill(subject, tracker, context)
         else:
-            phase, reached = _decode(subject, tracker, context)
+            phase, reached = _decode(subject, tracker, context, between)
     work, dtype = tracker.work, subject.point.dtype
     facts = {
         "peak_bytes": tracker.peak,
@@ -72,13 +76,16 @@ def _prefill(subject: Subject, tracker: Tracker, context: int) -> dict[str, Any]
     return {"before_bytes": 0, "state_bytes": state.nbytes, "tokens": context * subject.point.rows}
 
 
-def _decode(subject: Subject, tracker: Tracker, context: int) -> tuple[dict[str, Any], tuple[Tensor, Any]]:
+def _decode(
+    subject: Subject, tracker: Tracker, context: int, between: Callable[[], None]
+) -> tuple[dict[str, Any], tuple[Tensor, Any]]:
     source, token = subject.batch(context)
     with subject.inference():
         state = subject.read(source, room=DECODED)
         before, size = tracker.peak, state.nbytes
         tracker.hold_all(state.leaves(), "state")
         del source
+        between()
         tracker.reset()
         for _ in range(STEPS):
             token, state = subject.generate(state, token)

@@ -11,6 +11,8 @@ from experiments.report.stats import growth
 
 Speeds = Mapping[int, Mapping[str, float]]
 """Context -> tokens per second, "median" and quartiles, "low" and "high"."""
+UNSTEADY = 1.5
+"""Upper over lower quartile of a speed, beyond which something else was at work on the machine."""
 LAST = 4
 """Contexts, the longest known, that a growth exponent is fitted to: a law shows where constants no longer do."""
 
@@ -46,7 +48,8 @@ def _beyond(row: Row) -> int:
 def crossovers(rows: Iterable[Row]) -> list[str]:
     """`mamba overtakes gqa in decode at 6,100 tokens`: where one measured speed comes to exceed another's for good.
 
-    Only of two whose quartiles are apart, the other way round, at some context before and at the last.
+    Only of two whose quartiles are apart, the other way round, at some context before and at the last, and that
+    change places once: what goes to and fro is the machine's doing.
     """
     found = []
     speeds = {
@@ -71,6 +74,8 @@ def _overtakes(ahead: Speeds, behind: Speeds) -> float | None:
     if not any(ahead[context]["high"] < behind[context]["low"] for context in shared):
         return None
     ratios = [math.log(ahead[context]["median"] / behind[context]["median"]) for context in shared]
+    if sum((one > 0) != (two > 0) for one, two in itertools.pairwise(ratios)) > 1:
+        return None
     last = max(i for i, ratio in enumerate(ratios) if ratio <= 0)
     low, high = math.log(shared[last]), math.log(shared[last + 1])
     return math.exp(low + (high - low) * -ratios[last] / (ratios[last + 1] - ratios[last]))
@@ -80,6 +85,12 @@ def _round(value: float) -> int:
     """To two significant digits."""
     scale = 10 ** max(0, int(math.log10(value)) - 1)
     return round(value / scale) * scale
+
+
+def unsteady(rows: Iterable[Row]) -> tuple[int, int]:
+    """How many measured speeds have quartiles more than UNSTEADY apart, and how many there are with quartiles."""
+    speeds = [row.measured["speed"] for row in rows if row.speed and row.measured["speed"].get("samples", 1) > 1]
+    return sum(speed["high"] > UNSTEADY * speed["low"] for speed in speeds), len(speeds)
 
 
 def disagreement(rows: Iterable[Row]) -> tuple[float, Row] | None:

@@ -105,7 +105,7 @@ def describe(record: dict[str, Any]) -> str:
     if record["kind"] == "predicted":
         results = record["results"]
         far = max(results, key=lambda result: result["context"])
-        return f"predicted to {units.tokens(far['context'])} tokens: {units.size(far['peak_bytes'])}"
+        return f"predicted to {far['context']:,} tokens: {units.size(far['peak_bytes'])}"
     result = record["result"]
     if record["kind"] == "traced":
         return str(result["trace"])

@@ -41,6 +41,15 @@ class Frontier:
         return min((context for context, end in self.ends.items() if end == "oom"), default=None)
 
     @property
+    def verdict(self) -> str:
+        """What the measurements say of the prediction."""
+        if not self.ends:
+            return "not measured"
+        if self.ends.get(self.predicted) == "done":
+            return "confirmed" if self.fails else "it fits, how much more does is open"
+        return "too far" if self.ends.get(self.predicted) == "oom" else "unconfirmed"
+
+    @property
     def next(self) -> int | None:
         """The context to measure next; None where that would tell no more."""
         if not LEAST < self.predicted < MOST:
@@ -61,6 +70,7 @@ class Frontier:
             "predicted": self.predicted,
             "fits": self.fits,
             "fails": self.fails,
+            "verdict": self.verdict,
             "measured": {str(context): end for context, end in self.ends.items()},
         }
 

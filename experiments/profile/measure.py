@@ -21,6 +21,7 @@ from experiments import measure
 from experiments.errors import UserError
 from experiments.profile.account import account, followed
 from experiments.profile.config import DECODED
+from experiments.profile.limits import tighten
 from experiments.profile.point import Point
 from experiments.profile.subject import STEPS, Subject, build, warm_up
 
@@ -64,16 +65,18 @@ def measured(point: Point, memory_limit: int | None, report: Report) -> dict[str
     }
     followable = not _many_operations(subject, context)
     return_freed_memory()
-    before = _settle(subject)
+    process = _Process(subject)
+    if memory_limit is not None and subject.device.type == "cpu":
+        tighten(memory_limit, process.own)
     begun = time.perf_counter()
-    tracked, reached = followed(subject, context) if followable else (None, subject.once(context))
+    tracked, reached = _passed(subject, context, process.end_reading, followable)
     _synchronize(subject.device)
     elapsed = time.perf_counter() - begun
-    result |= {"tracked": tracked, "process_bytes": _above(before, subject)}
+    result |= {"tracked": tracked, "process_bytes": process.peak(), "process_before_bytes": process.reading}
     if tracked:
         result["state_bytes"] = tracked["state_bytes"]
     report({"result": result})
-    if memory_limit is None or (result["process_bytes"] or 0) < SPARE * memory_limit:
+    if memory_limit is None or max(process.peak() or 0, process.reading or 0) < SPARE * memory_limit:
         keep_freed_memory()
     following = FOLLOWING * tracked["operations"] if tracked else 0.0
     return result | {"speed": _speed(subject, context, elapsed if following < SMALL * elapsed else 0.0, reached)}
@@ -90,18 +93,36 @@ def refuse_fallback(point: Point) -> None:
             )
 
 
-def _settle(subject: Subject) -> int | None:
-    """Bytes held now besides the model: what came before does not count; resets the peak."""
-    gc.collect()
-    held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _owned(subject)}
-    now = measure.allocated(subject.device)
-    return None if now is None else now - sum(held.values())
+def _passed(
+    subject: Subject, context: int, between: Callable[[], None], followable: bool
+) -> tuple[dict[str, Any] | None, tuple[Tensor, Any] | None]:
+    """`followed`, with no account where there are too many operations."""
+    if followable:
+        return followed(subject, context, between=between)
+    return None, subject.once(context, between)
 
 
-def _above(before: int | None, subject: Subject) -> int | None:
-    """The process's peak since then, the model included; None where the system does not tell."""
-    process = measure.most_allocated(subject.device)
-    return None if process is None or before is None else process - before
+class _Process:
+    """The process's peak, the model included but nothing else that came before; None where the system does not tell."""
+
+    def __init__(self, subject: Subject) -> None:
+        gc.collect()
+        held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _owned(subject)}
+        now, self.own = measure.allocated(subject.device), sum(held.values())
+        self.device = subject.device
+        self.before = None if now is None else now - self.own
+        self.reading: int | None = None
+        """While reading, where decoding followed."""
+
+    def end_reading(self) -> None:
+        """From here the peak is decoding's: reading, which takes more, would hide it."""
+        self.reading = self.peak()
+        measure.allocated(self.device)
+
+    def peak(self) -> int | None:
+        """Since the reading ended, or since the start."""
+        most = measure.most_allocated(self.device)
+        return None if most is None or self.before is None else most - self.before
 
 
 def _owned(subject: Subject) -> list[Tensor]:

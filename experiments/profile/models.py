@@ -51,9 +51,9 @@ MODELS: dict[str, Model] = {
     ),
     "mamba-130m": Model("mamba", _mamba(768, 24), 50_280, "bfloat16", 129_135_360, _MAMBA),
     "mamba-370m": Model("mamba", _mamba(1024, 48), 50_280, "bfloat16", 371_516_416, _MAMBA),
-    "mamba-790m": Model("mamba", _mamba(1536, 48), 50_280, "bfloat16", 793_204_736, _MAMBA),
+    "mamba-790m": Model("mamba", _mamba(1536, 48), 50_280, "bfloat16", 793_204_224, _MAMBA),
     "mamba-1.4b": Model("mamba", _mamba(2048, 48), 50_280, "bfloat16", 1_372_178_432, _MAMBA),
-    "mamba-2.8b": Model("mamba", _mamba(2560, 64), 50_280, "bfloat16", 2_768_345_088, _MAMBA),
+    "mamba-2.8b": Model("mamba", _mamba(2560, 64), 50_280, "bfloat16", 2_768_345_600, _MAMBA),
     "transformer-base": Model(
         "transformer", {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_ff": 2048}, 37_000, "float32", 65e6, _PAPER
     ),

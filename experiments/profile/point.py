@@ -77,5 +77,5 @@ class Point:
     @property
     def title(self) -> str:
         """In a few words: `mamba · decode x8 · 4096`."""
-        context = f"{self.contexts[0]:,}" if len(self.contexts) == 1 else "predicted"
+        context = "predicted" if self.kind == "predicted" else f"{self.contexts[0]:,}"
         return f"{self.label} · {self.mode}{f' x{self.rows}' if self.rows > 1 else ''} · {context}"

@@ -18,15 +18,14 @@ from experiments import ledger
 from experiments.profile import analysis, config, figures
 from experiments.profile.cards import CARDS
 from experiments.profile.config import Profile
-from experiments.profile.frontier import MOST, Frontier
-from experiments.profile.models import MODELS, mamba_ssm_state_bytes
-from experiments.profile.rows import GAP, SLACK, Row, Series
+from experiments.profile.findings import findings, reach
+from experiments.profile.frontier import Frontier
+from experiments.profile.models import MODELS
+from experiments.profile.rows import GAP, SLACK, Row
 from experiments.profile.study import Study
 from experiments.report import figures as files
 from experiments.report import html, style, units
 
-_ENDS = {"done": "fits", "oom": "does not"}
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CAPTIONS = {
     "context-memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
     "longest contexts, beyond parameters, gradients and optimiser.",
@@ -127,75 +126,11 @@ def _cell(row: Row | None, limit: int | None) -> str:
 def _frontier(found: Frontier) -> str:
     """`48,128`, in parentheses where it is only predicted, with what was measured beside."""
     if not found.ends:
-        return f"[dim]({_reach(found)})[/]"
+        return f"[dim]({reach(found)})[/]"
     fits = f"{found.fits:,} fits" if found.fits else ""
     fails = f"{found.fails:,} does not" if found.fails else ""
-    return ", ".join(part for part in (fits, fails) if part) or f"({_reach(found)}) {'/'.join(found.ends.values())}"
-
-
-def _reach(found: Frontier) -> str:
-    if found.predicted == MOST:
-        return f"beyond {MOST:,}"
-    return f"{found.predicted:,}" if found.predicted else "none"
-
-
-def findings(study: Study) -> list[str]:
-    """Sentences: growth laws, crossovers, frontiers, agreement, states."""
-    rows = study.rows
-    found = [*_laws(rows), *analysis.crossovers(rows)]
-    found += [
-        f"{_name(one.series)} is predicted to fit {units.size(one.limit)} up to {_reach(one)} tokens{_confirmed(one)}"
-        for one in study.frontiers
-    ]
-    if worst := analysis.disagreement(rows):
-        off, row = worst
-        found.append(
-            f"prediction and tracked measurement differ by at most {off:.2%} "
-            f"({row.label} {row.mode} at {row.context:,} tokens)"
-        )
-    return found + _states(study.plan.items)
-
-
-def _laws(rows: Sequence[Row]) -> list[str]:
-    """How memory grows: a sentence per mode."""
-    laws: dict[str, dict[str, list[str]]] = {}
-    for series, members in analysis.by_series(rows).items():
-        power = analysis.exponent(members)
-        if power is not None:
-            laws.setdefault(analysis.mode_of(series), {}).setdefault(f"L^{abs(power):.1f}", []).append(series[0])
-    return [
-        f"{mode}: memory beyond the parameters' grows as "
-        + units.listing(f"{law} ({units.listing(labels)})" for law, labels in found.items())
-        for mode, found in laws.items()
-    ]
-
-
-def _name(series: Series) -> str:
-    """`mamba decode x8`."""
-    return f"{series[0]} {analysis.mode_of(series)}"
-
-
-def _confirmed(found: Frontier) -> str:
-    said = [f"{context:,} {_ENDS.get(end, f'ended as {end}')}" for context, end in sorted(found.ends.items())]
-    return f"; measured: {', '.join(said)}" if said else ""
-
-
-def _states(items: Sequence[Any]) -> list[str]:
-    """Both layouts of a published Mamba's state."""
-    found = []
-    for item in items:
-        if item.arch == "mamba" and item.label.partition(":")[0] in MODELS:
-            c = item.settings
-            size = ITEM_BYTES[item.dtype]
-            channels = c["d_inner"] or 2 * c["d_model"]
-            ours = c["n_layers"] * channels * (c["d_conv"] - 1 + c["d_state"]) * size
-            full = c["n_layers"] * channels * ((c["d_conv"] - 1) * size + c["d_state"] * 4)
-            found.append(
-                f"{item.label}: state {ours / 2**20:.2f} MiB with {c['d_conv'] - 1} kept convolution columns (ours), "
-                f"{mamba_ssm_state_bytes(c, size) / 2**20:.2f} MiB with {c['d_conv']} (mamba_ssm), "
-                f"{full / 2**20:.2f} MiB with a float32 state (state_dtype=float32)"
-            )
-    return found
+    known = ", ".join(part for part in (fits, fails) if part)
+    return known or f"[dim]({reach(found)})[/] [yellow]unconfirmed, {'/'.join(found.ends.values())}[/]"
 
 
 def compose(study: Study, drawn: Mapping[str, Any]) -> str:
@@ -322,7 +257,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "measured_bytes": row.measured_bytes,
         "tracked_bytes": tracked.get("peak_bytes"),
-        "process_bytes": row.measured.get("process_bytes"),
+        "process_bytes": row.process_bytes,
+        "process_before_bytes": row.measured.get("process_before_bytes"),
         "predicted_bytes": row.predicted_bytes,
         "needed_bytes": tracked.get("needed_bytes") or row.predicted.get("needed_bytes"),
         "extrapolated": row.predicted.get("extrapolated"),

@@ -44,7 +44,7 @@ class Row:
 
     @property
     def process_bytes(self) -> int | None:
-        """The peak of the process, on CUDA of its allocator, beyond what it began with."""
+        """The peak of the process, on CUDA of its allocator, beyond what it began with; of decoding without reading."""
         return self.measured.get("process_bytes")
 
     @property
@@ -63,12 +63,18 @@ class Row:
 
     @property
     def gap(self) -> float | None:
-        """The process's peak over the tracked, else predicted, need, less 1; None where they agree or are unknown."""
-        process = self.process_bytes
-        known = (self.measured.get("tracked") or self.predicted).get("needed_bytes")
-        if not process or not known or abs(process - known) <= GAP * process + SLACK:
-            return None
-        return process / known - 1
+        """The process's peak over the tracked, else predicted, peak, less 1; None where they agree or are unknown.
+
+        Of decoding, and of the reading before it, the one that is further off.
+        """
+        known = self.measured.get("tracked") or self.predicted
+        process, before = self.process_bytes, self.measured.get("process_before_bytes")
+        alone = before is None  # then the process's peak is that of all phases
+        found = [
+            _gap(process, known.get("needed_bytes" if alone else "peak_bytes")),
+            _gap(before, known.get("before_bytes")),
+        ]
+        return max((gap for gap in found if gap is not None), key=abs, default=None)
 
     @property
     def state_bytes(self) -> int | None:
@@ -88,6 +94,12 @@ class Row:
     @property
     def flops_per_token(self) -> float | None:
         return self.predicted["flops"] / self.predicted["tokens"] if self.predicted else None
+
+
+def _gap(process: int | None, known: int | None) -> float | None:
+    if not process or not known or abs(process - known) <= GAP * process + SLACK:
+        return None
+    return process / known - 1
 
 
 def assemble(

@@ -77,8 +77,14 @@ class Study:
         if predicted.limit is None or "frontier" not in record:
             return None
         trials = [point for point in self.plan.trials if point.series == predicted.series and point.key in self.records]
-        ends = {point.contexts[0]: self.records[point.key]["status"] for point in trials}
+        ends = {point.contexts[0]: _end(self.records[point.key]) for point in trials}
         return Frontier(predicted.series, predicted.limit, record["frontier"], ends)
+
+
+def _end(trial: Mapping[str, Any]) -> str:
+    """How it ended for a frontier: what was passed through once did fit, whether or not there was time to repeat it."""
+    passed = "process_bytes" in (trial.get("result") or {})
+    return "done" if trial["status"] == "timeout" and passed else trial["status"]
 
 
 def is_profile(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +57,11 @@ class Subject:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def once(self, context: int) -> tuple[Tensor, Any] | None:
-        """What a point measures; where it decodes, the next token and the state after a few."""
+    def once(self, context: int, between: Callable[[], None] = lambda: None) -> tuple[Tensor, Any] | None:
+        """What a point measures; where it decodes, the next token and the state after a few.
+
+        between: called after reading, where decoding follows.
+        """
         source, target = self.batch(context)
         if self.point.mode == "train":
             self.train_step(source, target)
@@ -69,6 +72,7 @@ class Subject:
                 return None
             state = self.read(source, room=DECODED)
             del source
+            between()
             for _ in range(STEPS):
                 target, state = self.generate(state, target)
         return target, state

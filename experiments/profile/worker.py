@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 import traceback
 from collections.abc import Callable
@@ -12,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import endings, ledger, provenance, worker
+from experiments.profile import limits
 from experiments.profile.point import Point
 from experiments.profile.sources import digest
-
-LIBRARIES, STACK = 64 * 2**20, 8 * 2**20
-"""Bytes that libraries take for themselves at first use, after a point has begun, and each of their threads: no part of
-a point's limit."""
 
 
 def work(
@@ -36,8 +32,7 @@ def work(
     bounded = point.device == "cpu" and point.kind == "measured" and memory_limit is not None
     if bounded:
         _import_all()
-    beside = _held() + LIBRARIES + threads * STACK
-    with worker.limited(beside + (memory_limit or 0) if bounded else None):
+    with worker.limited(limits.at_start(threads) + (memory_limit or 0) if bounded else None):
         record = run(point, threads, memory_limit, worker.reporter(cells / f"{point.key}.status"), Path(folder))
     ledger.write_json(cells / f"{point.key}.json", record)
     (cells / f"{point.key}.status").unlink(missing_ok=True)
@@ -50,13 +45,6 @@ def _import_all() -> None:
     from experiments.profile import frontier, measure, predict, trace
 
     assert all((torch._dynamo, frontier, measure, predict, trace))
-
-
-def _held() -> int:
-    """Bytes of private memory as RLIMIT_DATA counts them, which the interpreter and its libraries take."""
-    status = Path("/proc/self/status")
-    found = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else 0
 
 
 def run(

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from experiments import cli, options
 from experiments.errors import UserError
-from experiments.profile import analysis, board, cards, config, figures, plan, report, rows
+from experiments.profile import analysis, board, cards, config, figures, findings, plan, report, rows
 from experiments.profile.frontier import MOST, RESOLUTION, Frontier, search
 from experiments.profile.point import Item, Point
 from experiments.profile.predict import polynomial
 from experiments.profile.rows import Row
-from experiments.profile.study import Plan, Study
+from experiments.profile.study import Plan, Study, _end
 
 SERIES = ("gqa", "prefill", 1)
 
@@ -160,6 +160,20 @@ def test_a_crossover_is_named_once_and_only_where_it_lasts() -> None:
         spread = {"median": 2.0**9.5, "low": 2.0**5, "high": 2.0**15}
         blurred = [replace(one, measured={"speed": spread}) if one is noisy else one for one in steady]
         assert len(analysis.crossovers([*falling, *blurred])) == (noisy is steady[0])
+    for at, other in ((1, 2.0**15), (4, 1.0)):  # ahead for a while before, behind for a while after
+        fro = replace(steady[at], measured={"speed": {**steady[at].measured["speed"], "median": other}})
+        assert analysis.crossovers([*falling, *steady[:at], fro, *steady[at + 1 :]]) == []
+
+
+def test_speeds_that_something_else_disturbed_are_told() -> None:
+    calm, shaken, single = (row(2**power, speed=100.0) for power in (8, 9, 10))
+    calm.measured["speed"] |= {"samples": 5, "high": 140.0}
+    shaken.measured["speed"] |= {"samples": 5, "high": 160.0}
+    single.measured["speed"] |= {"samples": 1}
+    assert analysis.unsteady([calm, shaken, single]) == (1, 2)
+    study = Study(config.Profile(), Plan([], [], []), {})
+    study.rows = [calm, shaken, single]
+    assert "1 of 2 speeds were unsteady, quartiles more than a factor of 1.5 apart" in report.compose(study, {})
 
 
 def test_disagreement_names_the_worst() -> None:
@@ -234,10 +248,43 @@ def test_a_frontier_is_confirmed_by_at_most_two_measurements() -> None:
     assert Frontier(SERIES, 10**9, MOST, {}).next is None
 
 
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ({}, "not measured"),
+        ({1000: "done", 1150: "oom"}, "confirmed: 1,000 fits, 1,150 does not"),
+        ({1000: "done", 1150: "done"}, "it fits, how much more does is open: 1,000 fits, 1,150 fits"),
+        ({1000: "oom", 750: "done"}, "too far: 750 fits, 1,000 does not"),
+        (
+            {1000: "timeout"},
+            "unconfirmed: 1,000 ended as timeout; a longer --timeout with --retry timeout tries again",
+        ),
+    ],
+)
+def test_what_became_of_a_predicted_frontier_is_said(ends: dict[int, str], told: str) -> None:
+    profile = config.Profile(frontier=True, memory_limit="1GB")
+    predicted = point(64, kind="predicted", limit=10**9, mode="prefill")
+    trials = [plan.trial(profile, predicted, context) for context in ends]
+    records: dict[str, Any] = {
+        trial.key: {"status": end, "reason": None} for trial, end in zip(trials, ends.values(), strict=True)
+    }
+    known: dict[str, Any] = {predicted.key: {"status": "done", "frontier": 1000, "results": []}, **records}
+    (sentence,) = findings.findings(Study(profile, Plan([], [predicted], [], trials), known))
+    assert sentence == f"gqa prefill is predicted to fit 954\N{NO-BREAK SPACE}MiB up to 1,000 tokens; {told}"
+
+
+def test_what_was_passed_through_fits_though_there_was_no_time_to_repeat_it() -> None:
+    passed = {"context": 1000, "process_bytes": 10**8, "tracked": None}
+    assert _end({"status": "timeout", "result": passed}) == "done"
+    assert _end({"status": "timeout", "result": {"context": 1000}}) == "timeout"
+    assert _end({"status": "timeout", "result": None}) == "timeout"
+    assert _end({"status": "oom", "result": passed}) == "oom"
+
+
 def test_both_layouts_of_a_published_mambas_state_are_told() -> None:
     settings = {"d_inner": None, "d_model": 768, "n_layers": 24, "d_conv": 4, "d_state": 16}
     item = Item("mamba-130m", "mamba", settings, 50_280, "bfloat16", 129_135_360)
-    (told,) = report.findings(Study(config.Profile(), Plan([item], [], []), {}))
+    (told,) = findings.findings(Study(config.Profile(), Plan([item], [], []), {}))
     assert "1.34 MiB with 3 kept convolution columns (ours), 1.41 MiB with 4 (mamba_ssm)" in told
     assert "2.46 MiB with a float32 state" in told
 
@@ -278,6 +325,12 @@ def test_a_process_that_holds_more_than_was_tracked_is_remarked() -> None:
     near.measured["process_bytes"], far.measured["process_bytes"] = 11 * 10**8, 13 * 10**8
     assert near.gap is None
     assert far.gap == pytest.approx(0.3)
+    decoded = row(256, 10**8, mode="decode")
+    decoded.measured["tracked"] |= {"before_bytes": 10**9, "needed_bytes": 10**9}
+    decoded.measured |= {"process_bytes": 10**8, "process_before_bytes": 13 * 10**8}
+    assert decoded.gap == pytest.approx(0.3)
+    decoded.measured |= {"process_bytes": 3 * 10**8, "process_before_bytes": 10**9}
+    assert decoded.gap == pytest.approx(2)
     study = Study(config.Profile(), Plan([], [], []), {})
     study.rows = [near, far]
     assert (

@@ -182,7 +182,7 @@ def test_a_memory_limit_is_real_and_the_frontier_lies_where_it_was_predicted(tmp
     there = found[frontier["predicted"]]
     assert there["predicted_bytes"] == pytest.approx(there["measured_bytes"], rel=0.05)
     assert 290_000_000 < there["predicted_bytes"] <= 300_000_000
-    assert "; measured: " in (out / "report.md").read_text()
+    assert "; confirmed: " in (out / "report.md").read_text()
 
 
 def test_a_point_that_takes_too_long_ends_as_timeout(tmp_path: Path) -> None:
