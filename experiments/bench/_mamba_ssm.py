@@ -11,11 +11,13 @@ import importlib.machinery
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,15 +70,24 @@ def _built() -> Path:
 def _install(folder: Path) -> None:
     """By pip, which builds it."""
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "mamba-ssm", "--target", str(folder)]
-    command = [sys.executable, "-m", "pip", "install", *options, "mamba-ssm"]
     try:
-        done = subprocess.run(
-            command, env=os.environ | SWITCHES, capture_output=True, text=True, timeout=HOURS * 3600, check=False
-        )
+        status, said = _run([sys.executable, "-m", "pip", "install", *options, "mamba-ssm"], os.environ | SWITCHES)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"not to be built within {HOURS:g} hours") from error
-    if done.returncode != 0:
-        raise RuntimeError(f"not to be built: {_reason(done.stderr) or f'status {done.returncode}'}")
+    if status != 0:
+        raise RuntimeError(f"not to be built: {_reason(said) or f'status {status}'}")
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """A command's status and its errors; if it is given up, then with the compilers that it has started."""
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            _, said = process.communicate(timeout=HOURS * 3600)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
 
 
 def _has_nvcc() -> bool:
