@@ -76,7 +76,8 @@ class Profile:
     timeout: float = 120.0
     """Seconds after which a point ends as `timeout`."""
     memory_limit: str = "auto"
-    """Per point, such as 16GiB; auto = 80 % of what is free (on a GPU: all of it); none = no limit."""
+    """Per point, such as 16GiB, to which a CPU adds 24 MiB for what is no tensor; auto = 80 % of what is free (on a
+    GPU: all of it); none = no limit."""
 
 
 def load(source: str | None, overrides: Mapping[str, Any]) -> Profile:

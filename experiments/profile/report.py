@@ -28,7 +28,8 @@ from experiments.report import html, style, units
 
 CAPTIONS = {
     "context-memory": "Peak memory against context, both logarithmic; exponents are fitted to the four "
-    "longest contexts, beyond parameters, gradients and optimiser.",
+    "longest contexts, beyond parameters, gradients and optimiser. Decoding is shown without the reading before it, "
+    "which takes more and which its frontier counts.",
     "context-speed": "Measured tokens per second (source + target); bands reach from the lower to the upper quartile.",
     "context-split": "What the peak is made of, at the longest context that all have.",
 }
@@ -226,7 +227,10 @@ def _card(profile: Profile) -> list[str]:
 def _traces(study: Study) -> list[str]:
     """Where the traces lie, and what opens them. The plugin is no dependency: it has had no release since 2023."""
     traced = [record["result"] for record in study.wanted if record["kind"] == "traced" and record.get("result")]
-    opened_by = "ui.perfetto.dev opens, and so does `tensorboard --logdir traces` where torch-tb-profiler is installed"
+    opened_by = (
+        "ui.perfetto.dev opens, and so does `tensorboard --logdir traces` where torch-tb-profiler is installed; "
+        "it fetches scripts from the network"
+    )
     return [f"Trace: `{result['trace']}`, which {opened_by}." for result in traced]
 
 
