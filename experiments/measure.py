@@ -25,7 +25,7 @@ from torch import Tensor
 import archs
 import kernels
 from archs.contract import Backbone, Tokens
-from experiments import data, endings, match, tasks
+from experiments import data, endings, malloc, match, tasks
 from experiments.cell import Cell
 from experiments.data import Batch
 from experiments.module import PRECISION, Learner, ran
@@ -86,6 +86,7 @@ def measure(cell: Cell, report: Callable[[dict[str, Any]], None]) -> dict[str, A
     batch = fabric.to_device(data.batch(task, cell.seed, "train", 0, cell.cost.batch_size, task.train_lengths[1]))
     # The peak comes first, while the process holds no freed memory that a training step could use unseen.
     bench, peak = built(cell, task, fabric, batch)
+    malloc.keep_freed()  # as in training
     stages: dict[str, Callable[[], Any]] = {
         "train_tokens_per_second": lambda: throughput(bench, train_rate),
         "prefill_tokens_per_second": lambda: throughput(bench, prefill_rate),

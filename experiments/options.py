@@ -21,6 +21,8 @@ from experiments.errors import UserError
 
 _TABLES = {"compare": ("arch", "task", "per_task"), "profile": ("arch",)}
 """Of a command, the fields that hold {name: {key: value}}: on the command line --arch.NAME.KEY VALUE."""
+_LISTS = {"profile": ("beyond",)}
+"""The fields that hold {name: values}: on the command line --beyond.NAME A,B."""
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
@@ -32,7 +34,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     if not argv:
         parser.print_help()
         raise SystemExit(2)
-    argv, settings = _take_settings(argv, _TABLES[argv[0]]) if argv[0] in _TABLES else (argv, {})
+    argv, settings = _take_settings(argv, _TABLES.get(argv[0], ()), _LISTS.get(argv[0], ()))
     argv = _spelled(parser, argv)
     _check_words(parser, argv)
     try:
@@ -106,7 +108,8 @@ def _fill_profile(parser: ArgumentParser) -> None:
         help="run again what ended as failed, oom or timeout, or is stale",
     )
     parser.add_argument_group("settings of one architecture", "--arch.NAME.KEY VALUE")
-    _add_fields(parser, Profile, flags=("predict", "frontier"))
+    parser.add_argument_group("further contexts of one architecture", "--beyond.NAME 32k,64k")
+    _add_fields(parser, Profile(), flags=("predict", "frontier"))
 
 
 def _fill_compare(parser: ArgumentParser) -> None:
@@ -125,32 +128,32 @@ def _fill_compare(parser: ArgumentParser) -> None:
         "settings of one item",
         "--arch.NAME.KEY VALUE, --task.NAME.KEY VALUE, and --per_task.NAME.KEY VALUE for a field of train",
     )
-    _add_fields(parser, config.Experiment)
+    _add_fields(parser, config.Experiment())
 
 
-def _add_fields(parser: ArgumentParser, fields_of: Any, prefix: str = "", flags: Sequence[str] = ()) -> None:
+def _add_fields(parser: ArgumentParser, defaults: Any, prefix: str = "", flags: Sequence[str] = ()) -> None:
     """One option per field of a dataclass, nested ones dotted, with the field's docstring as help.
 
     flags: fields that are set by the option alone, without a value.
     """
-    hints = get_type_hints(fields_of)
-    parsed = docstring_parser.parse_from_object(fields_of)
+    hints = get_type_hints(type(defaults))
+    parsed = docstring_parser.parse_from_object(type(defaults))
     helps = {parameter.arg_name: parameter.description for parameter in parsed.params}
     group = parser.add_argument_group(prefix.rstrip(".") or "the experiment", parsed.short_description)
     nested = []
-    for field in dataclasses.fields(fields_of):
-        hint, name = hints[field.name], f"{prefix}{field.name}"
+    for field in dataclasses.fields(defaults):
+        hint, name, default = hints[field.name], f"{prefix}{field.name}", getattr(defaults, field.name)
         if dataclasses.is_dataclass(hint):
-            nested.append((hint, f"{name}."))
+            nested.append((default, f"{name}."))
         elif get_origin(hint) is not dict:  # those of items are taken before, see `_take_settings`
             group.add_argument(
                 f"--{name}",
                 **({"action": "store_true"} if field.name in flags else _kind(hint)),
                 help=helps.get(field.name) or field.name.replace("_", " "),
-                default=field.default,
+                default=default,
             )
-    for hint, name in nested:
-        _add_fields(parser, hint, name)
+    for inner, name in nested:
+        _add_fields(parser, inner, name)
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -181,24 +184,28 @@ class CommaList:
         return tuple(self.item(word) if isinstance(word, str) else word for word in value)
 
 
-def _take_settings(argv: list[str], tables: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take --arch.NAME.KEY VALUE and its like out of the words: any name and key, so no option can be declared."""
+def _take_settings(argv: list[str], tables: Sequence[str], lists: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take --arch.NAME.KEY VALUE and --beyond.NAME A,B out of the words: any name, so no option can be declared."""
     rest: list[str] = []
     settings: dict[str, Any] = {}
     words = iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
         table = option[2:].split(".")[0]
-        if not option.startswith("--") or table not in tables:
+        if not option.startswith("--") or table not in (*tables, *lists):
             rest.append(word)
             continue
-        name, _, key = option.removeprefix(f"--{table}.").rpartition(".")
-        if not (name and key):
-            raise UserError(f"{option} is no setting: expected --{table}.NAME.KEY VALUE")
+        name, _, key = option.removeprefix(f"--{table}").removeprefix(".").rpartition(".")
+        expected = f"--{table}.NAME.KEY VALUE" if table in tables else f"--{table}.NAME A,B"
+        if not key or (table in tables and not name):
+            raise UserError(f"{option} is no setting: expected {expected}")
         value = value if equals else next(words, "--")
         if value.startswith("--"):
-            raise UserError(f"{option} expects a value: --{table}.NAME.KEY VALUE")
-        settings.setdefault(table, {}).setdefault(name, {})[key] = _value(value)
+            raise UserError(f"{option} expects a value: {expected}")
+        if table in tables:
+            settings.setdefault(table, {}).setdefault(name, {})[key] = _value(value)
+        else:
+            settings.setdefault(table, {})[f"{name}.{key}" if name else key] = config.split_list(value)
     return rest, settings
 
 
@@ -241,7 +248,8 @@ def _check_words(parser: ArgumentParser, argv: list[str]) -> None:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in options:
             tables = [f"--{table}.NAME.KEY" for table in _TABLES.get(command or "", ())]
-            raise UserError(f"unknown option {option}: {strict.nearest(option, options + tables)}")
+            lists = [f"--{table}.NAME" for table in _LISTS.get(command or "", ())]
+            raise UserError(f"unknown option {option}: {strict.nearest(option, options + tables + lists)}")
 
 
 def commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:

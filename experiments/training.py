@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 import archs
 import kernels
-from experiments import board, match, provenance, ranks, tasks
+from experiments import board, malloc, match, provenance, ranks, tasks
 from experiments.callbacks import Diverged, Recorder, Report
 from experiments.cell import Cell, slug
 from experiments.checkpoint import KillSafe
@@ -46,6 +46,7 @@ def train(cell: Cell, folder: Path, report: Report, checkpoint_every: float = 30
     Raises Diverged, with the curve so far in its `quality`, when the loss is not finite or far above that of guessing.
     """
     kernels.forget()
+    malloc.keep_freed()
     saver = KillSafe(
         folder / "cells" / f"{cell.key}.ckpt",
         sources=provenance.sources(cell.arch, cell.task),

@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LEAST = 8
 """The shortest context: enough for a source and a target."""
 _LISTS = ("archs", "pretrained", "contexts", "predicted", "modes", "fallback", "trace")
-_LEAST = {"rows": 1, "vocab_size": 4, "chunk": 0, "seconds": 0}
+_LEAST = {"rows": 1, "vocab_size": 4, "seconds": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class Profile:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of parameters and activations; auto = that of a published model, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    chunk: int = 0
-    """Read a source in pieces of so many tokens, where the family can; 0 = all at once."""
+    chunk: Any = 0
+    """Read a source in pieces of so many tokens, such as 65536 or 64k, where the family can; 0 = all at once."""
     fallback: tuple[str, ...] = ()
     """Slow kernel backends that may be measured where there is no better one, by name."""
     arch: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,6 +90,8 @@ def load(source: str | None, overrides: Mapping[str, Any]) -> Profile:
         data["archs"] = [config.absolute(entry) for entry in data["archs"]]
     if isinstance(data.get("pretrained"), list | tuple):
         data["pretrained"] = [str(Path(folder).expanduser().resolve()) for folder in data["pretrained"]]
+    if data.get("chunk"):
+        data["chunk"] = tokens(data["chunk"], "chunk")
     profile = strict.build(Profile, data)
     check(profile)
     return profile
@@ -137,14 +139,12 @@ def _listed(given: Any) -> Sequence[Any]:
     return given if isinstance(given, Sequence) else [given]
 
 
-def tokens(given: Any) -> int:
-    """`4096`, `4k` or `1M`: a k is 1024 tokens, an M 1024 k. Raises UserError for others."""
+def tokens(given: Any, what: str = "a context") -> int:
+    """`4096`, `4k` or `1M`: a k is 1024 tokens, an M 1024 k. Raises UserError, which says what it is, for others."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", str(given).strip())
     number = float(found[1]) * {"": 1, "k": 2**10, "m": 2**20}[found[2].lower()] if found else 0.0
     if number != int(number) or not LEAST <= number <= 2**40:
-        raise UserError(
-            f"a context must be a whole number of at least {LEAST} tokens such as 4096 or 4k, got {given!r}"
-        )
+        raise UserError(f"{what} must be a whole number of at least {LEAST} tokens such as 4096 or 4k, got {given!r}")
     return int(number)
 
 

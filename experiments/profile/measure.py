@@ -5,19 +5,17 @@ The pass that is tracked comes first. It warms up those that are timed, and wher
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import kernels
-from experiments import measure
+from experiments import malloc, measure
 from experiments.errors import UserError
 from experiments.profile.account import account, followed
 from experiments.profile.config import DECODED
@@ -37,11 +35,6 @@ SPARE = 0.5
 """Share of the memory limit up to which a pass may keep what it frees: blocks that do not fit the next ones add up."""
 SMALL = 0.02
 """Share of a pass's time that following may take for the pass to count as a timing."""
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h: larger blocks are mapped each by itself."""
-_MOST_MMAP_THRESHOLD = 32 * 2**20
-"""What glibc's own moving threshold comes to when large blocks are freed."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -64,7 +57,7 @@ def measured(point: Point, memory_limit: int | None, report: Report) -> dict[str
         "parameters": sum(parameter.numel() for parameter in subject.backbone.parameters()),
     }
     followable = not _many_operations(subject, context)
-    return_freed_memory()
+    malloc.return_freed()
     process = _Process(subject)
     if memory_limit is not None and subject.device.type == "cpu":
         tighten(memory_limit, process.own)
@@ -77,7 +70,7 @@ def measured(point: Point, memory_limit: int | None, report: Report) -> dict[str
         result["state_bytes"] = tracked["state_bytes"]
     report({"result": result})
     if memory_limit is None or max(process.peak() or 0, process.reading or 0) < SPARE * memory_limit:
-        keep_freed_memory()
+        malloc.keep_freed()
     following = FOLLOWING * tracked["operations"] if tracked else 0.0
     return result | {"speed": _speed(subject, context, elapsed if following < SMALL * elapsed else 0.0, reached)}
 
@@ -130,23 +123,6 @@ def _owned(subject: Subject) -> list[Tensor]:
     if subject.optimizer is not None:
         tensors += [t for state in subject.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     return tensors
-
-
-def return_freed_memory() -> None:
-    """Have glibc give every larger block back when it is freed: what it keeps is no part of what the work needs."""
-    _set_thresholds(2**17)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks for the next ones, as it does by itself after some time: that is faster."""
-    _set_thresholds(_MOST_MMAP_THRESHOLD)
-
-
-def _set_thresholds(size: int) -> None:
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, size)
-        libc.mallopt(_TRIM_THRESHOLD, 2 * size)
 
 
 def _many_operations(subject: Subject, context: int) -> bool:

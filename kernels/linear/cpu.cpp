@@ -38,6 +38,18 @@ struct Block {
     }
 };
 
+// Rows of neighbouring numbers that will be read next: they come from memory while others are computed with.
+struct Ahead {
+    const float* from;
+    int64_t stride, rows, length;
+
+    // The i-th of so many parts. Always inlined: GCC drops calls of what only fetches ahead.
+    LANES_INLINE void fetch(int64_t i, int64_t parts) const {
+        for (int64_t row = rows * i / parts; row < rows * (i + 1) / parts; ++row)
+            for (int64_t n = 0; n < length; n += 64 / sizeof(float)) __builtin_prefetch(from + row * stride + n, 0, 2);
+    }
+};
+
 // The result or, while there are more terms to come, their sum so far.
 struct Result {
     float* at;
@@ -91,10 +103,14 @@ auto tile_of(int rows) {
 // A block times columns of vectors, `column_stride` apart.
 template <bool by_rows>
 void add_block(const Block<by_rows>& block, const Lanes* right, int64_t column_stride, int rows, int terms,
-               const Result& result) {
+               const Result& result, const Ahead& left_ahead, const Ahead& right_ahead = {}) {
     using Left = Block<by_rows>;
+    const int64_t tiles = (result.columns + 2 * W - 1) / (2 * W) * ((rows + ROWS - 1) / ROWS);
+    int64_t done = 0;
     for (int64_t column = 0; column < result.columns; column += 2 * W, right += 2 * column_stride)
-        for (int row = 0; row < rows; row += ROWS) {
+        for (int row = 0; row < rows; row += ROWS, ++done) {
+            left_ahead.fetch(done, tiles);
+            right_ahead.fetch(done, tiles);
             Result tile = result;
             tile.at += row * result.stride;
             if (tile.from) tile.from += row * result.from_stride;
@@ -131,7 +147,12 @@ std::tuple<Tensor> product(const Tensor& x, const Tensor& weight, const Optional
             float* at = to + row * columns;
             const Result result = term == 0 ? Result{at, columns, columns, added.data, 0}
                                             : Result{at, columns, columns, at, columns};
-            add_block(block, packed + term, terms, tall, deep, result);
+            // The rest of these rows or, with as many tasks as threads between, the next ones for this thread.
+            const bool last = term + DEEP >= terms;
+            const int64_t next = last ? row + threads * TALL : row, term_next = last ? 0 : term + DEEP;
+            add_block(block, packed + term, terms, tall, deep, result,
+                      {from.at(0, next, term_next), from.channel, std::min<int64_t>(TALL, rows - next),
+                       std::min<int64_t>(DEEP, terms - term_next)});
         }
     });
     return {std::move(out)};
@@ -153,6 +174,16 @@ struct Cut {
     }
 };
 
+// So many columns from `first` on, and terms from `term` on, as columns of vectors that are `stride` apart.
+void pack(Lanes* packed, int64_t stride, const View& right, int64_t first, int64_t columns, int64_t term, int terms) {
+    int64_t column = right.channel == 1 ? columns / W * W : 0;  // these row by row, as they lie in memory
+    for (int t = 0; t < terms; ++t)
+        for (int64_t i = 0; i < column; i += W)
+            packed[i / W * stride + t] = lanes::load(right.at(0, first + i, term + t));
+    for (; column < columns; column += W)
+        tiles::load(packed + column / W * stride, right, Window(0, first + column, first + columns, term, terms));
+}
+
 // As weight_gradient in cpu.py.
 std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
     const int64_t terms = x.size(0), rows = dout.size(1), columns = x.size(1);
@@ -167,7 +198,7 @@ std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
     const int64_t tasks = cut.segments * cut.down * cut.across;
     operators::run(tasks, operators::threads(rows * columns * terms), [&](int64_t task, Scratch& scratch) {
         const Block<false> block(scratch);
-        Lanes* packed = scratch.take(WIDE / W * DEEP);
+        Lanes* packed = scratch.take(WIDE / W * (DEEP + 1));
         const int64_t segment = task / (cut.down * cut.across), row = task / cut.across % cut.down * cut.tall;
         const int64_t column = task % cut.across * WIDE, wide = std::min<int64_t>(WIDE, columns - column);
         const int tall = static_cast<int>(std::max<int64_t>(0, std::min(cut.tall, rows - row)));
@@ -176,9 +207,11 @@ std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
         for (int64_t term = begin; term < end || term == begin; term += DEEP) {
             const int deep = static_cast<int>(std::min<int64_t>(DEEP, end - term));
             block.copy(left.at(0, term, row), left.channel, tall, deep);
-            for (int64_t i = 0; i < vectors(wide); ++i)
-                tiles::load(packed + i * DEEP, right, Window(0, column + i * W, columns, term, deep));
-            add_block(block, packed, DEEP, tall, deep, {piece, columns, wide, term == begin ? nullptr : piece, columns});
+            pack(packed, DEEP + 1, right, column, wide, term, deep);
+            const int64_t next = term + DEEP, deep_next = std::min<int64_t>(DEEP, end - next);
+            add_block(block, packed, DEEP + 1, tall, deep, {piece, columns, wide, term == begin ? nullptr : piece, columns},
+                      {left.at(0, next, row), left.channel, deep_next, tall},
+                      {right.at(0, column, next), right.step, deep_next, wide});
         }
     });
     return {cut.segments == 1 ? std::move(sums) : operators::sum_of_first(sums)};

@@ -23,13 +23,13 @@ import archs
 import archs.gqa
 import kernels
 from archs.contract import Tokens
-from experiments import measure
+from experiments import malloc, measure
 from experiments.profile import measure as measuring
 from experiments.profile import operations, scratch
 from experiments.profile import predict as prediction
 from experiments.profile import subject as subjects
 from experiments.profile.account import account
-from experiments.profile.measure import keep_freed_memory, measured, return_freed_memory
+from experiments.profile.measure import measured
 from experiments.profile.models import MODELS
 from experiments.profile.point import Point
 from experiments.profile.predict import predict, predictor
@@ -208,7 +208,7 @@ def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
     cpu, arguments, operator = torch.device("cpu"), calls()[name], getattr(torch.ops.archlab, name).default
     before_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return_freed_memory()
+    malloc.return_freed()
     try:
         with small_pages():
             operator(*arguments)  # what is made at first use
@@ -217,7 +217,7 @@ def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
             after = measure.most_allocated(cpu)
     finally:
         torch.set_num_threads(before_threads)
-        keep_freed_memory()
+        malloc.keep_freed()
     if before is None or after is None:
         pytest.skip("the system does not tell a process's peak")
     own = sum(result.nbytes for result in (results if isinstance(results, list | tuple) else [results]))
