@@ -14,6 +14,10 @@ class Linear(nn.Linear):
         """(..., K) -> (..., N)."""
         return kernels.linear(x, self.weight, self.bias)
 
+    def rectified(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), negative numbers becoming 0."""
+        return kernels.linear(x, self.weight, self.bias, activation="relu")
+
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., K) -> the first and the last half of the N features, each a tensor of its own.
 

@@ -252,8 +252,8 @@ def _marian_layer(side: str, *sublayers: tuple[str, str, str]) -> Iterator[tuple
         yield from _attention(f"{ours}.{attention}", f"{theirs}.{theirs_of_it}", "out_proj").items()
         yield f"{ours}.residuals.{number}.norm", f"{theirs}.{norm}"
     yield f"{ours}.residuals.{len(sublayers)}.norm", f"{theirs}.final_layer_norm"
-    yield f"{ours}.feed_forward.0", f"{theirs}.fc1"
-    yield f"{ours}.feed_forward.2", f"{theirs}.fc2"
+    yield f"{ours}.feed_forward.up", f"{theirs}.fc1"
+    yield f"{ours}.feed_forward.down", f"{theirs}.fc2"
 
 
 _SELF = ("attention", "self_attn", "self_attn_layer_norm")

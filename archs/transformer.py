@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -29,7 +30,12 @@ from archs.attention import (
 from archs.contract import Backbone, Lease, State, Tokens, check_config, usable_room
 from archs.linear import Linear
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[Linear, Tensor], Tensor]] = {
+    "relu": Linear.rectified,
+    "gelu": lambda up, x: F.gelu(up(x)),
+    "silu": lambda up, x: F.silu(up(x)),
+}
+"""Name -> the activation of what a layer makes of its input."""
 CHOICES = {"norm": ("post", "pre"), "activation": tuple(ACTIVATIONS), "positions": ("interleaved", "halves")}
 """Field of Config -> what it may be."""
 
@@ -166,10 +172,17 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
-def feed_forward(config: Config) -> nn.Sequential:
+class FeedForward(nn.Module):
     """Position-wise feed-forward (section 3.3)."""
-    activation = ACTIVATIONS[config.activation]()
-    return nn.Sequential(Linear(config.d_model, config.hidden), activation, Linear(config.hidden, config.d_model))
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up = Linear(config.d_model, config.hidden)
+        self.down = Linear(config.hidden, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up, x))
 
 
 class EncoderLayer(nn.Module):
@@ -178,7 +191,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.attention = MultiHead(config)
-        self.feed_forward = feed_forward(config)
+        self.feed_forward = FeedForward(config)
         self.residuals = nn.ModuleList([Residual(config) for _ in range(2)])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -195,7 +208,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.attention = MultiHead(config)
         self.cross = MultiHead(config)
-        self.feed_forward = feed_forward(config)
+        self.feed_forward = FeedForward(config)
         self.residuals = nn.ModuleList([Residual(config) for _ in range(3)])
 
     def _past(self, x: Tensor, slot: Slot, index: int) -> tuple[Tensor, KeyValue]:

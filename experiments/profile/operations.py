@@ -142,8 +142,8 @@ OWN: dict[str, Callable[[Any], int]] = {
     "archlab::additive_attention_triton_backward": lambda args: _additive(args[3:], 4),
     "archlab::attentive_gru_cpu": _attentive_gru,
     "archlab::attentive_gru_cpu_backward": _attentive_gru_backward,
-    "archlab::linear_cpu": lambda args: 2 * args[0].numel() * len(args[1]),
-    "archlab::linear_cpu_weight": lambda args: 2 * args[0].numel() * args[1].shape[1],
+    "archlab::linear_cpu": lambda args: 2 * args[0].numel() * len(args[2]),
+    "archlab::linear_cpu_weight": lambda args: 2 * args[0].numel() * args[2].shape[1],
     "archlab::gru_cpu": lambda args: _gru(args[0], args[2]),
     "archlab::gru_cpu_backward": lambda args: _gru(args[0], args[4]),
 }

@@ -127,13 +127,13 @@ def _additive_backward(args: Any, threads: int) -> int:
 
 def _linear(args: Any, threads: int) -> int:
     """The weights, as columns of lanes."""
-    outputs, inputs = args[1].shape
+    outputs, inputs = args[2].shape
     return FLOAT * _padded(outputs) * inputs
 
 
 def _linear_weight(args: Any, threads: int) -> int:
     """The gradient of the weights of each segment of the rows, where there are several."""
-    (rows, outputs), inputs = args[0].shape, args[1].shape[1]
+    (rows, outputs), inputs = args[0].shape, args[2].shape[1]
     pieces = max(1, -(-outputs // 448)) * max(1, -(-inputs // 256))
     segments = max(1, min(-(-16 // pieces), rows // 1024))
     return FLOAT * segments * outputs * inputs if segments > 1 else 0

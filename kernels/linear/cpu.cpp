@@ -1,4 +1,5 @@
-// Products with a matrix of weights, and the gradient of the weights, in float32 on the CPU, as operators of torch.
+// Products with a matrix of weights, then a rectifier where one is wanted, and the gradients of weights and bias, in
+// float32 on the CPU, as operators of torch.
 //
 // A tile of the result, ROWS x 2 vectors, stays in registers while its terms are added up: a number of the left matrix
 // times a vector of the right one. Both are laid out anew on the way, in strides that the compiler knows and that no
@@ -22,6 +23,25 @@ constexpr int WIDE = 16 * W;
 
 int64_t vectors(int64_t columns) { return (columns + W - 1) / W; }
 
+// The left matrix as it lies in memory, in lines of neighbours: 0 where the mask, if there is one, is not positive.
+struct Left {
+    View numbers, mask;
+
+    Left(const Tensor& matrix, const Optional& given) : numbers(operators::float_view(matrix)), mask(operators::float_view(given)) {
+        for (const View& view : {numbers, mask})
+            if (view.data && view.step != 1 && matrix.size(1) > 1) throw std::invalid_argument("expected lines of neighbours");
+    }
+
+    void copy(float* to, int64_t line, int64_t first, int64_t length) const {
+        const float* from = numbers.at(0, line, first);
+        if (!mask) return (void)std::memcpy(to, from, length * sizeof(float));
+        const float* by = mask.at(0, line, first);
+        int64_t n = 0;
+        for (; n + W <= length; n += W) lanes::store(to + n, lanes::load(by + n) <= 0.0f ? Lanes{} : lanes::load(from + n));
+        for (; n < length; ++n) to[n] = by[n] <= 0.0f ? 0.0f : from[n];
+    }
+};
+
 // A block of the left matrix. by_rows: a line is a row's terms; else it is a term's rows. There is a gap after each.
 template <bool by_rows>
 struct Block {
@@ -32,9 +52,20 @@ struct Block {
     explicit Block(Scratch& scratch)
         : at(reinterpret_cast<float*>(scratch.take((by_rows ? TALL : DEEP) * LINE / W + 1))) {}
 
-    void copy(const float* from, int64_t stride, int rows, int terms) const {
+    void copy(const Left& left, int64_t row, int64_t term, int rows, int terms) const {
         const int lines = by_rows ? rows : terms, length = by_rows ? terms : rows;
-        for (int i = 0; i < lines; ++i) std::memcpy(at + i * LINE, from + i * stride, length * sizeof(float));
+        const int64_t line = by_rows ? row : term, first = by_rows ? term : row;
+        for (int i = 0; i < lines; ++i) left.copy(at + i * LINE, line + i, first, length);
+    }
+
+    // To so many sums, one for each row, over the terms.
+    void add_up(float* sums, int rows, int terms) const {
+        static_assert(!by_rows);
+        for (int row = 0; row < rows; row += W) {
+            Lanes sum{};
+            for (int k = 0; k < terms; ++k) sum += lanes::load(at + k * TERM + row);
+            for (int i = 0; i < std::min(W, rows - row); ++i) sums[row + i] += sum[i];
+        }
     }
 };
 
@@ -56,6 +87,7 @@ struct Result {
     int64_t stride, columns;  // the last vector of a row may be too wide
     const float* from;        // what the terms are added to, if anything: itself, or a bias
     int64_t from_stride;
+    bool rectified;  // negative sums become 0
 
     template <bool whole>
     LANES_INLINE void add(int row, int64_t column, Lanes sum) const {
@@ -63,23 +95,24 @@ struct Result {
         Lanes before{};
         if (from) std::memcpy(&before, from + row * from_stride + column, bytes);
         sum += before;
+        if (rectified) sum = lanes::max(Lanes{}, sum);
         std::memcpy(at + row * stride + column, &sum, bytes);
     }
 };
 
 // One tile. `tall` rows of it are computed, though the last may not be wanted.
-template <class Left, int tall, int width>
+template <class Of, int tall, int width>
 __attribute__((noinline)) void add_tile(const float* left, const Lanes* right, int64_t column_stride, int terms, int rows,
                                         int64_t column, const Result& result) {
     Lanes sums[tall][width]{};
-    for (int k = 0; k < terms; ++k, left += Left::TERM, ++right) {
+    for (int k = 0; k < terms; ++k, left += Of::TERM, ++right) {
         Lanes vector[width];
         LANES_UNROLL
         for (int j = 0; j < width; ++j) vector[j] = right[j * column_stride];
         LANES_UNROLL
         for (int i = 0; i < tall; ++i)
             LANES_UNROLL
-            for (int j = 0; j < width; ++j) sums[i][j] += left[i * Left::ROW] * vector[j];
+            for (int j = 0; j < width; ++j) sums[i][j] += left[i * Of::ROW] * vector[j];
     }
     const bool whole = result.columns - column >= width * W;
     LANES_UNROLL
@@ -93,18 +126,18 @@ __attribute__((noinline)) void add_tile(const float* left, const Lanes* right, i
 }
 
 // The lowest tile that has so many rows.
-template <class Left, int width, int tall = ROWS>
+template <class Of, int width, int tall = ROWS>
 auto tile_of(int rows) {
     if constexpr (tall > 2)
-        if (rows <= tall - 2) return tile_of<Left, width, tall - 2>(rows);
-    return add_tile<Left, tall, width>;
+        if (rows <= tall - 2) return tile_of<Of, width, tall - 2>(rows);
+    return add_tile<Of, tall, width>;
 }
 
 // A block times columns of vectors, `column_stride` apart.
 template <bool by_rows>
 void add_block(const Block<by_rows>& block, const Lanes* right, int64_t column_stride, int rows, int terms,
                const Result& result, const Ahead& left_ahead, const Ahead& right_ahead = {}) {
-    using Left = Block<by_rows>;
+    using Of = Block<by_rows>;
     const int64_t tiles = (result.columns + 2 * W - 1) / (2 * W) * ((rows + ROWS - 1) / ROWS);
     int64_t done = 0;
     for (int64_t column = 0; column < result.columns; column += 2 * W, right += 2 * column_stride)
@@ -115,21 +148,21 @@ void add_block(const Block<by_rows>& block, const Lanes* right, int64_t column_s
             tile.at += row * result.stride;
             if (tile.from) tile.from += row * result.from_stride;
             const int tall = std::min(ROWS, rows - row);
-            const auto add = result.columns - column > W ? tile_of<Left, 2>(tall) : tile_of<Left, 1>(tall);
-            add(block.at + row * Left::ROW, right, column_stride, terms, tall, column, tile);
+            const auto add = result.columns - column > W ? tile_of<Of, 2>(tall) : tile_of<Of, 1>(tall);
+            add(block.at + row * Of::ROW, right, column_stride, terms, tall, column, tile);
         }
 }
 
 // As product in cpu.py.
-std::tuple<Tensor> product(const Tensor& x, const Tensor& weight, const Optional& bias) {
+std::tuple<Tensor> product(const Tensor& x, const Optional& mask, const Tensor& weight, const Optional& bias, bool relu) {
     const int64_t rows = x.size(0), terms = x.size(1), columns = weight.size(0);
     Tensor out = operators::empty({rows, columns});
-    const View from = operators::float_view(x), right = operators::float_view(weight);
+    const Left left(x, mask);
+    const View right = operators::float_view(weight);
     const View added = operators::float_view(bias);
     float* to = operators::floats(out);
     pages::make_large(to, rows * columns * sizeof(float));
-    if ((from.step != 1 && terms > 1) || (added && added.channel != 1 && columns > 1))
-        throw std::invalid_argument("expected rows and a bias of neighbouring numbers");
+    if (added && added.channel != 1 && columns > 1) throw std::invalid_argument("expected a bias of neighbours");
     const int64_t threads = operators::threads(rows * terms * columns);
     constexpr int TALL = Block<true>::TALL, DEEP = Block<true>::DEEP;
     Scratch memory;
@@ -143,15 +176,14 @@ std::tuple<Tensor> product(const Tensor& x, const Tensor& weight, const Optional
         const int tall = static_cast<int>(std::min<int64_t>(TALL, rows - row));
         for (int64_t term = 0; term < terms || term == 0; term += DEEP) {
             const int deep = static_cast<int>(std::min<int64_t>(DEEP, terms - term));
-            block.copy(from.at(0, row, term), from.channel, tall, deep);
-            float* at = to + row * columns;
-            const Result result = term == 0 ? Result{at, columns, columns, added.data, 0}
-                                            : Result{at, columns, columns, at, columns};
+            block.copy(left, row, term, tall, deep);
             // The rest of these rows or, with as many tasks as threads between, the next ones for this thread.
             const bool last = term + DEEP >= terms;
+            float* at = to + row * columns;
+            const Result result{at, columns, columns, term == 0 ? added.data : at, term == 0 ? 0 : columns, relu && last};
             const int64_t next = last ? row + threads * TALL : row, term_next = last ? 0 : term + DEEP;
             add_block(block, packed + term, terms, tall, deep, result,
-                      {from.at(0, next, term_next), from.channel, std::min<int64_t>(TALL, rows - next),
+                      {left.numbers.at(0, next, term_next), left.numbers.channel, std::min<int64_t>(TALL, rows - next),
                        std::min<int64_t>(DEEP, terms - term_next)});
         }
     });
@@ -185,16 +217,17 @@ void pack(Lanes* packed, int64_t stride, const View& right, int64_t first, int64
 }
 
 // As weight_gradient in cpu.py.
-std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
+std::tuple<Tensor, Optional> weight_gradient(const Tensor& dout, const Optional& mask, const Tensor& x, bool bias) {
     const int64_t terms = x.size(0), rows = dout.size(1), columns = x.size(1);
-    const View left = operators::float_view(dout), by_rows = operators::float_view(x);
+    const Left left(dout, mask);
+    const View by_rows = operators::float_view(x);
     const View right{by_rows.data, 0, by_rows.step, by_rows.channel};  // lanes are columns, steps are terms
-    if (left.step != 1 && rows > 1) throw std::invalid_argument("expected rows of neighbouring numbers");
     const Cut cut(rows, columns, terms);
     constexpr int DEEP = Block<false>::DEEP;
     const std::vector<int64_t> sizes{cut.segments, rows, columns};
     Tensor sums = operators::empty({sizes.begin() + (cut.segments == 1), sizes.end()});
-    float* to = operators::floats(sums);
+    Optional of_bias = bias ? Optional(operators::empty({cut.segments, rows})) : std::nullopt;
+    float *to = operators::floats(sums), *to_bias = bias ? operators::floats(*of_bias) : nullptr;
     const int64_t tasks = cut.segments * cut.down * cut.across;
     operators::run(tasks, operators::threads(rows * columns * terms), [&](int64_t task, Scratch& scratch) {
         const Block<false> block(scratch);
@@ -203,18 +236,23 @@ std::tuple<Tensor> weight_gradient(const Tensor& dout, const Tensor& x) {
         const int64_t column = task % cut.across * WIDE, wide = std::min<int64_t>(WIDE, columns - column);
         const int tall = static_cast<int>(std::max<int64_t>(0, std::min(cut.tall, rows - row)));
         float* piece = to + (segment * rows + row) * columns + column;
+        float* piece_of_bias = to_bias && column == 0 ? to_bias + segment * rows + row : nullptr;
+        if (piece_of_bias) std::fill_n(piece_of_bias, tall, 0.0f);
         const int64_t begin = segment * cut.deep, end = std::min(begin + cut.deep, terms);
         for (int64_t term = begin; term < end || term == begin; term += DEEP) {
             const int deep = static_cast<int>(std::min<int64_t>(DEEP, end - term));
-            block.copy(left.at(0, term, row), left.channel, tall, deep);
+            block.copy(left, row, term, tall, deep);
+            if (piece_of_bias) block.add_up(piece_of_bias, tall, deep);
             pack(packed, DEEP + 1, right, column, wide, term, deep);
             const int64_t next = term + DEEP, deep_next = std::min<int64_t>(DEEP, end - next);
-            add_block(block, packed, DEEP + 1, tall, deep, {piece, columns, wide, term == begin ? nullptr : piece, columns},
-                      {left.at(0, next, row), left.channel, deep_next, tall},
+            const Result result{piece, columns, wide, term == begin ? nullptr : piece, columns, false};
+            add_block(block, packed, DEEP + 1, tall, deep, result,
+                      {left.numbers.at(0, next, row), left.numbers.channel, deep_next, tall},
                       {right.at(0, column, next), right.step, deep_next, wide});
         }
     });
-    return {cut.segments == 1 ? std::move(sums) : operators::sum_of_first(sums)};
+    if (bias) of_bias = operators::sum_of_first(*of_bias);
+    return {cut.segments == 1 ? std::move(sums) : operators::sum_of_first(sums), std::move(of_bias)};
 }
 
 const auto registered =

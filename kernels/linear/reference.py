@@ -12,6 +12,7 @@ FALLBACK = False
 why_not = anywhere
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """See `kernels.linear`. Returns (..., N)."""
-    return F.linear(x, weight, bias)
+    out = F.linear(x, weight, bias)
+    return F.relu(out) if relu else out

@@ -54,7 +54,7 @@ def layer_weights(own: Weights) -> Weights:
     if crosses:
         found |= {f"multihead_attn.{key}": value for key, value in attention(own, "cross").items()}
     for kind in ("weight", "bias"):
-        found |= {f"linear{n}.{kind}": own[f"feed_forward.{at}.{kind}"] for n, at in ((1, 0), (2, 2))}
+        found |= {f"linear{n}.{kind}": own[f"feed_forward.{at}.{kind}"] for n, at in ((1, "up"), (2, "down"))}
         found |= {f"norm{n + 1}.{kind}": own[f"residuals.{n}.norm.{kind}"] for n in range(3 if crosses else 2)}
     return found
 

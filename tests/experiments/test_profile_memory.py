@@ -140,9 +140,9 @@ def test_our_operators_have_formulas_but_those_that_work_elementwise() -> None:
 
 def test_flops_of_a_product_are_torchs() -> None:
     x, weight = torch.zeros(100, 30), torch.zeros(20, 30)
-    assert operations.OWN["archlab::linear_cpu"]((x, weight, None)) == mm_flop(x.shape, weight.T.shape)
+    assert operations.OWN["archlab::linear_cpu"]((x, None, weight, None, False)) == mm_flop(x.shape, weight.T.shape)
     dout = torch.zeros(100, 20)
-    assert operations.OWN["archlab::linear_cpu_weight"]((dout, x)) == mm_flop(dout.T.shape, x.shape)
+    assert operations.OWN["archlab::linear_cpu_weight"]((dout, None, x, False)) == mm_flop(dout.T.shape, x.shape)
 
 
 def test_flops_of_the_attentive_gru_are_those_of_its_products_and_its_attention() -> None:
@@ -178,8 +178,8 @@ def calls(rows: int = 2) -> dict[str, tuple[Any, ...]]:
         "selective_scan_cpu_backward": (steps, states, rand(2 * 255, 100, 16), *scanned),
         "additive_attention_cpu": (queries, keys, values, rand(40), None),
         "additive_attention_cpu_backward": (rand(rows, 64, 24), weights, queries, keys, values, rand(40), None),
-        "linear_cpu": (rand(64, 1000), rand(2100, 1000), None),
-        "linear_cpu_weight": (rand(2**14, 440), rand(2**14, 250)),
+        "linear_cpu": (rand(64, 1000), None, rand(2100, 1000), None, False),
+        "linear_cpu_weight": (rand(2**14, 440), None, rand(2**14, 250), True),
         "gru_cpu_backward": (rand(8, width, long).mT, rand(8, long, width), rand(8, long, 4 * width), rand(8, width),
                              recurrent[0]),
         "attentive_gru_cpu": (gates, outputs, first, *recurrent, rand(3 * width), by_query, source, source, by_key,

@@ -31,22 +31,24 @@ def draw(rows: int, terms: int, columns: int) -> list[Tensor]:
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def results(function: partial, tensors: list[Tensor]) -> list[Tensor]:
+def results(function: partial, tensors: list[Tensor], relu: bool = False) -> list[Tensor]:
     """The result and every gradient."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    out = function(*leaves)
+    out = function(*leaves, activation="relu" if relu else None)
     cotangent = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(out.dtype))]
 
 
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients(shape: tuple[int, int, int], bias: bool) -> None:
+def test_values_and_gradients(shape: tuple[int, int, int], bias: bool, relu: bool) -> None:
     tensors = draw(*shape)[: 2 + bias]
     floats = [tensor.float() for tensor in tensors]
     with nan_in_fresh_memory():
-        actual = results(CPU, floats)
-    assert_all_as_good(RESULTS[: 3 + bias], actual, results(REFERENCE, floats), results(REFERENCE, tensors))
+        actual = results(CPU, floats, relu)
+    others = results(REFERENCE, floats, relu), results(REFERENCE, tensors, relu)
+    assert_all_as_good(RESULTS[: 3 + bias], actual, *others)
 
 
 def test_a_part_of_a_matrix_and_matrices_that_lie_the_other_way() -> None:
@@ -73,10 +75,19 @@ def test_what_is_empty(rows: int, terms: int, columns: int) -> None:
     torch.testing.assert_close(results(CPU, floats), results(REFERENCE, floats))
 
 
-def test_nan_and_infinity_stay_in_their_rows() -> None:
-    x, weight, bias = (tensor.float() for tensor in draw(30, 20, 40))
-    x[3, 4], x[17, 0] = torch.nan, torch.inf
-    torch.testing.assert_close(CPU(x, weight, bias), REFERENCE(x, weight, bias), equal_nan=True)
+@pytest.mark.parametrize("relu", [True, False])
+def test_nan_and_infinity_stay_in_their_rows(relu: bool) -> None:
+    floats = x, weight, _ = [tensor.float() for tensor in draw(30, 20, 40)]
+    x[3, 4], x[17, 0], weight[5, 5] = torch.nan, torch.inf, 0
+    torch.testing.assert_close(results(CPU, floats, relu), results(REFERENCE, floats, relu), equal_nan=True)
+
+
+def test_a_rectifier_passes_no_gradient_where_it_gave_zero() -> None:
+    x, weight = torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    out, dx, dweight = results(CPU, [x, weight], relu=True)
+    assert out.tolist() == [[0, 1, 0]]
+    assert torch.equal(dx, dweight[1:2] * weight[1] / x)
+    assert not dweight[::2].any()
 
 
 def test_bits_depend_neither_on_chance_nor_on_the_number_of_threads() -> None:
@@ -86,7 +97,7 @@ def test_bits_depend_neither_on_chance_nor_on_the_number_of_threads() -> None:
         found = []
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            found.append(results(CPU, floats)[:3])
+            found.append(results(CPU, floats, relu=True))
     finally:
         torch.set_num_threads(threads)
     assert all(all(map(torch.equal, result, found[0])) for result in found[1:])
@@ -94,13 +105,15 @@ def test_bits_depend_neither_on_chance_nor_on_the_number_of_threads() -> None:
 
 def test_operators_and_second_derivatives() -> None:
     x, weight, bias = (tensor.float() for tensor in draw(20, 8, 12))
-    torch.library.opcheck(cpu.product, (x, weight, bias))
-    torch.library.opcheck(cpu.product, (x, weight, None))
-    torch.library.opcheck(cpu.weight_gradient, (CPU(x, weight), x))
+    out = CPU(x, weight, bias, activation="relu")
+    torch.library.opcheck(cpu.product, (x, None, weight, bias, True))
+    torch.library.opcheck(cpu.product, (out, out, weight.mT, None, False))
+    torch.library.opcheck(cpu.weight_gradient, (out, out, x, True))
+    torch.library.opcheck(cpu.weight_gradient, (out, None, x, False))
 
     def second(function: partial) -> tuple[Tensor, ...]:
         leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
-        gradients = torch.autograd.grad(function(*leaves).pow(3).sum(), leaves, create_graph=True)
+        gradients = torch.autograd.grad(function(*leaves, "relu").pow(3).sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), leaves)
 
     torch.testing.assert_close(second(CPU), second(REFERENCE), rtol=1e-5, atol=1e-5)
@@ -129,6 +142,7 @@ def test_small_products_and_autocast_are_torchs() -> None:
     kernels.forget()
     x, weight, bias = (tensor.float() for tensor in draw(4096, 64, 32))
     assert torch.equal(kernels.linear(x[:5], weight, bias), F.linear(x[:5], weight, bias))
+    assert torch.equal(kernels.linear(x[:5], weight, None, "relu"), F.linear(x[:5], weight).relu())
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels.linear(x, weight, bias).dtype == torch.bfloat16
     assert "linear" not in kernels.ran()
@@ -154,6 +168,8 @@ def test_bad_shapes_and_dtypes_are_refused() -> None:
         CPU(x[:, :3], weight)
     with pytest.raises(ValueError, match=r"linear: expected bias of shape \(N\) = \(5,\), got \(4,\)"):
         CPU(x, weight, bias[:4])
+    with pytest.raises(ValueError, match="linear: expected activation None or 'relu', got 'gelu'"):
+        CPU(x, weight, bias, "gelu")
     with pytest.raises(ValueError, match="linear: the backend 'cpu' cannot run: it computes in float32"):
         CPU(x.bfloat16(), weight.bfloat16())
 
