@@ -48,12 +48,7 @@ inline float* floats(Scratch& scratch, int64_t count) {
 template <int VECTORS>
 inline void tile(float* to, int64_t to_row, const float* a, int64_t a_row, int64_t a_column, const float* x,
                  int64_t x_row, int64_t count, bool add) {
-    Lanes sums[ROWS][VECTORS];
-    LANES_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        LANES_UNROLL
-        for (int k = 0; k < VECTORS; ++k) sums[r][k] = add ? lanes::load(to + r * to_row + k * W) : Lanes{};
-    }
+    Lanes sums[ROWS][VECTORS]{};
     for (int64_t j = 0; j < count; ++j) {
         Lanes terms[VECTORS];
         LANES_UNROLL
@@ -68,7 +63,10 @@ inline void tile(float* to, int64_t to_row, const float* a, int64_t a_row, int64
     LANES_UNROLL
     for (int r = 0; r < ROWS; ++r) {
         LANES_UNROLL
-        for (int k = 0; k < VECTORS; ++k) lanes::store(to + r * to_row + k * W, sums[r][k]);
+        for (int k = 0; k < VECTORS; ++k) {  // the sum of many blocks rounds less than one over all
+            float* at = to + r * to_row + k * W;
+            lanes::store(at, add ? lanes::load(at) + sums[r][k] : sums[r][k]);
+        }
     }
 }
 

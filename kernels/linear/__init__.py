@@ -29,7 +29,8 @@ def linear(
     Raises ValueError for shapes that do not fit and for an unknown activation.
     """
     relu = activation is not None
-    if backend == "auto" and (x.numel() * len(weight) < _WORTH_IT or torch.is_autocast_enabled(x.device.type)):
+    torchs_own = x.numel() * len(weight) < _WORTH_IT or (x.is_cpu and torch.is_autocast_enabled("cpu"))
+    if backend == "auto" and torchs_own:
         return reference.linear(x, weight, bias, relu)
     if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         found = f"{tuple(x.shape)} and {tuple(weight.shape)}"
