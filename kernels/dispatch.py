@@ -72,19 +72,23 @@ def forget() -> None:
 def run(op: str, backend: str, *arguments: Any) -> Any:
     """Call the operation on a backend, or on the best one ('auto').
 
-    The tensors among the arguments decide: their common dtype and the device of the first argument. Raises ValueError
-    if the backend is unknown or cannot run them.
+    The tensors among the arguments decide: their common dtype and their device. Raises ValueError if the backend is
+    unknown or cannot run them, and where they are on several devices: a kernel would follow addresses of another's.
     """
-    name = _choose(op, backend, _common_dtype(arguments), arguments[0].device)
+    device = arguments[0].device
+    name = _choose(op, backend, _common_dtype(op, device, arguments), device)
     return _functions[op][name](*arguments)
 
 
-def _common_dtype(arguments: tuple[Any, ...]) -> torch.dtype:
+def _common_dtype(op: str, device: torch.device, arguments: tuple[Any, ...]) -> torch.dtype:
     """What numbers of the tensors' floating dtypes are together; others, of masks, do not count."""
     common = arguments[0].dtype
     for argument in arguments:
-        if isinstance(argument, Tensor) and (dtype := argument.dtype) is not common and dtype.is_floating_point:
-            common = torch.promote_types(common, dtype)
+        if isinstance(argument, Tensor):
+            if argument.device != device:
+                raise ValueError(f"{op}: expected tensors on one device, got {device} and {argument.device}: move them")
+            if (dtype := argument.dtype) is not common and dtype.is_floating_point:
+                common = torch.promote_types(common, dtype)
     return common
 
 

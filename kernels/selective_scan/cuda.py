@@ -62,7 +62,6 @@ def selective_scan(
             f"selective_scan: the backend 'cuda' serves 1 to {MOST_STATES} states, not {A.shape[1]}: "
             "take backend='chunked'"
         )
-    _expect_one_device(u, delta, A, B, C, D, z, delta_bias, initial_state)
     B, C = _same_groups(with_groups(B), with_groups(C))
     dtype = common_dtype(u, delta, B, C, z)
     x, delta, B, C = (tensor.to(dtype) for tensor in (u, delta, B, C))
@@ -72,13 +71,6 @@ def selective_scan(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, last_state, _ = scan(*tensors, delta_softplus, keep)
     return out.to(u.dtype), last_state
-
-
-def _expect_one_device(u: Tensor, *others: Tensor | None) -> None:
-    """Else a kernel would follow an address of another memory, after which the process can use the GPU no more."""
-    for tensor in others:
-        if tensor is not None and tensor.device != u.device:
-            raise ValueError(f"selective_scan: expected all tensors on one device, got {u.device} and {tensor.device}")
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,3 +127,11 @@ def test_a_new_process_may_begin_in_float64(op: str) -> None:
     code = f"import kernels, torch; from kernels import dispatch; dispatch._choose({op!r}, 'auto', torch.float64, "
     code += f"torch.device('cpu')); assert dispatch._functions[{op!r}]['reference']"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_tensors_on_two_devices_are_refused(backend: str) -> None:
+    """A kernel in C++ would follow an address that is none, and end the process."""
+    x, weight = torch.ones(300, 64), torch.ones(256, 64, device="meta")
+    with pytest.raises(ValueError, match="linear: expected tensors on one device, got cpu and meta: move them"):
+        kernels.linear(x, weight, backend=backend)

@@ -229,7 +229,7 @@ def test_second_derivatives_name_the_reference() -> None:
 
 def test_tensors_on_two_devices_are_refused() -> None:
     tensors = as_float32(Case(4))
-    with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and meta"):
+    with pytest.raises(ValueError, match="expected tensors on one device, got cpu and meta"):
         scan(tensors | {"A": tensors["A"].to("meta")}, "cuda")
 
 
