@@ -24,16 +24,19 @@ _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 def build(cls: type[T], data: Any, where: str = "") -> T:
     """An instance of a dataclass from a mapping; nested dataclasses from nested mappings, strings where YAML has them.
 
-    where: the dotted name of what is built, for the error. Raises UserError for what is no field or no such value;
-    lets through what the class itself raises.
+    where: the dotted name of what is built, for the error. What a nested mapping leaves out is as in the field's own
+    default. Raises UserError for what is no field or no such value; lets through what the class itself raises.
     """
+    return cls(**_values(cls, data, where))
+
+
+def _values(cls: type[DataclassInstance], data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise UserError(f"{where or 'the experiment'} must hold settings, key: value, got {data!r}")
     hints = get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]
-    check_keys(data, known, where)
-    values = {key: _convert(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in data.items()}
-    return cls(**values)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    check_keys(data, fields, where)
+    return {key: _convert(value, hints[key], fields[key], f"{where}.{key}".lstrip(".")) for key, value in data.items()}
 
 
 def check_keys(data: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -50,9 +53,11 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"expected one of {', '.join(known)}"
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
+        if field.default_factory is dataclasses.MISSING:
+            return build(hint, value, where)
+        return dataclasses.replace(field.default_factory(), **_values(hint, value, where))
     try:
         return _checked(_spelled_out(value, hint), hint)
     except ArgumentError:

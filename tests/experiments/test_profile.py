@@ -77,6 +77,11 @@ def test_a_context_is_written_as_people_do(given: Any, tokens: int) -> None:
         ("--archs gqa --trace gpa,train,4k", "trace names 'gpa', which is not profiled: did you mean 'gqa'?"),
         ("--pretrained nowhere", "nowhere holds no checkpoint: expected config.json of model_type llama"),
         ("--retry faild", "unknown status to retry 'faild': did you mean 'failed'?"),
+        ("--chunk few", "chunk must be a whole number of at least 8 tokens such as 4096 or 4k, got 'few'"),
+        ("--beyond 4k", "--beyond is no setting: expected --beyond.NAME A,B"),
+        ("--beyond.mamba", "--beyond.mamba expects a value: --beyond.NAME A,B"),
+        ("--beyond.mamba long", "a context must be a whole number of at least 8 tokens"),
+        ("--beyonds.mamba 4k", "unknown option --beyonds.mamba: did you mean '--beyond.NAME'?"),
         ("--arch.gqa.n_heds 4", "unknown key 'n_heds' in gqa: did you mean 'n_heads'?"),
     ],
 )
@@ -95,6 +100,17 @@ def test_an_option_may_be_written_with_dashes() -> None:
     command, given = options.parse(words)
     assert command == "profile"
     assert given == {"memory_limit": "300MB", "decode_rows": (1, 2), "vocab_size": 64}
+
+
+def test_every_key_is_an_option() -> None:
+    words = "--beyond.mamba 128k,1M --beyond../own.py=64k --chunk 64k --budget.by none"
+    _, given = options.parse(["profile", *words.split()])
+    profile = config.load(None, given)
+    assert profile.beyond == {"mamba": ["128k", "1M"], "./own.py": ["64k"]}
+    assert config.measured_contexts(profile, "mamba")[-2:] == [2**17, 2**20]
+    assert (profile.chunk, config.load(None, {}).chunk, profile.budget.value) == (2**16, 0, 1_000_000)
+    text = " ".join(options.commands(options.build_parser("profile"))["profile"].format_help().split())
+    assert "default: 1000000)" in text  # a profile's budget, not a comparison's
 
 
 def test_beyond_may_name_what_is_left_out_but_nothing_unknown() -> None:
