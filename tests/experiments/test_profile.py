@@ -15,7 +15,7 @@ from experiments import cli, options
 from experiments.errors import UserError
 from experiments.profile import analysis, board, cards, config, figures, findings, plan, report, rows
 from experiments.profile.frontier import MOST, RESOLUTION, Frontier, search
-from experiments.profile.point import Item, Point
+from experiments.profile.point import Point
 from experiments.profile.predict import polynomial
 from experiments.profile.rows import Row
 from experiments.profile.study import Plan, Study, _end
@@ -295,14 +295,6 @@ def test_what_was_passed_through_fits_though_there_was_no_time_to_repeat_it() ->
     assert _end({"status": "timeout", "result": {"context": 1000}}) == "timeout"
     assert _end({"status": "timeout", "result": None}) == "timeout"
     assert _end({"status": "oom", "result": passed}) == "oom"
-
-
-def test_both_layouts_of_a_published_mambas_state_are_told() -> None:
-    settings = {"d_inner": None, "d_model": 768, "n_layers": 24, "d_conv": 4, "d_state": 16}
-    item = Item("mamba-130m", "mamba", settings, 50_280, "bfloat16", 129_135_360)
-    (told,) = findings.findings(Study(config.Profile(), Plan([item], [], []), {}))
-    assert "1.34 MiB with 3 kept convolution columns (ours), 1.41 MiB with 4 (mamba_ssm)" in told
-    assert "2.46 MiB with a float32 state" in told
 
 
 def test_the_bar_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

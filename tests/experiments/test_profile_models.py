@@ -10,9 +10,12 @@ from test_profile import point
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import archs
+from experiments.profile import config, findings
 from experiments.profile import subject as subjects
 from experiments.profile.models import MODELS, mamba_ssm_state_bytes
+from experiments.profile.point import Item
 from experiments.profile.predict import state_bytes
+from experiments.profile.study import Plan, Study
 
 MIB = 2**20
 TABLE_3 = {
@@ -147,3 +150,11 @@ def test_mambas_state_is_constant_and_equal_to_its_layout_to_the_byte() -> None:
     assert mamba_ssm_state_bytes(config, 2) == 24 * 1536 * (16 + 4) * 2
     assert round(mamba_ssm_state_bytes(config, 2) / MIB, 2) == 1.41
     assert round(whole / MIB, 2) == 1.34
+
+
+def test_both_layouts_of_a_published_mambas_state_are_told() -> None:
+    settings = {"d_inner": None, "d_model": 768, "n_layers": 24, "d_conv": 4, "d_state": 16}
+    item = Item("mamba-130m", "mamba", settings, 50_280, "bfloat16", 129_135_360)
+    (told,) = findings.findings(Study(config.Profile(), Plan([item], [], []), {}))
+    assert "1.34 MiB with 3 kept convolution columns (ours), 1.41 MiB with 4 (mamba_ssm)" in told
+    assert "2.46 MiB with a float32 state" in told
