@@ -6,6 +6,7 @@ torch uses. Launches go to torch's current stream and wait for nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -47,9 +48,9 @@ class Machine(Protocol):
         """How many multiprocessors the device has."""
 
     def launch(
-        self, specialisation: Specialisation, kernel: str, blocks: int, problem: ctypes.Structure, device: torch.device
+        self, specialisation: Specialisation, kernel: str, blocks: int, problem: bytes, device: torch.device
     ) -> None:
-        """Start a kernel whose one argument is the structure."""
+        """Start a kernel whose one argument is this structure."""
 
 
 class DriverError(RuntimeError):
@@ -88,21 +89,22 @@ class Gpu:
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
     def launch(
-        self, specialisation: Specialisation, kernel: str, blocks: int, problem: ctypes.Structure, device: torch.device
+        self, specialisation: Specialisation, kernel: str, blocks: int, problem: bytes, device: torch.device
     ) -> None:
         if device.type != "cuda":
             raise ValueError(f"{kernel}: expected tensors on a CUDA device, got {device}")
         if not 0 < blocks < 2**31:
             raise ValueError(f"{kernel}: {blocks} blocks; a launch has 1 to 2^31 - 1")
-        index = torch.cuda.current_device() if device.index is None else device.index
-        with torch.cuda.device(index):
+        current = torch.cuda.current_device()
+        index = current if device.index is None else device.index
+        with contextlib.nullcontext() if index == current else torch.cuda.device(index):
             _make_current(index)
             function = self._function(index, specialisation, kernel)
             stream = torch.cuda.current_stream(index).cuda_stream
-            arguments = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
+            arguments = (ctypes.c_char_p * 1)(problem)
             shared = specialisation.shared_bytes[kernel]
             grid, block = (blocks, 1, 1), (specialisation.threads, 1, 1)
-            _check("cuLaunchKernel", function, *grid, *block, shared, ctypes.c_void_p(stream), arguments, None)
+            _check("cuLaunchKernel", function, *grid, *block, shared, stream, arguments, None)
 
     def _function(self, index: int, specialisation: Specialisation, kernel: str) -> ctypes.c_void_p:
         key = (index, specialisation, kernel)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from kernels import cuda_driver, native
+from kernels import cuda_driver, gpu, native
 from kernels.selective_scan._cuda_problem import (
     DTYPES,
     MOST_STATES,
@@ -68,9 +68,18 @@ def selective_scan(
     z = None if z is None else z.to(dtype)
     D, bias, initial = (None if t is None else t.float() for t in (D, delta_bias, initial_state))
     tensors = (x, delta, A.float(), B, C, D, z, bias, initial)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, last_state, _ = scan(*tensors, delta_softplus, keep)
+    out, last_state = _scan_of(tensors, delta_softplus)
     return out.to(u.dtype), last_state
+
+
+def _scan_of(tensors: tuple[Tensor | None, ...], softplus: bool) -> tuple[Tensor, Tensor]:
+    """By the operator, or where nothing but eager mode will see it, by what that does."""
+    keep = native.differentiable(tensors)
+    if not gpu.plain(*tensors):
+        return scan(*tensors, softplus, keep)[:2]
+    if keep:
+        return native.Eager.apply(_scan, _save, _differentiate, *tensors, softplus, keep)[:2]
+    return _scan(*tensors, softplus, keep)[:2]
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +90,26 @@ def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     return B.repeat_interleave(groups // B.shape[1], 1), C.repeat_interleave(groups // C.shape[1], 1)
 
 
-@torch.library.custom_op("archlab::selective_scan_cuda", mutates_args=())
-def scan(
+def _scan_results(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, channels, length = u.shape
+    states = A.shape[1]
+    windows = (length - 1) // WINDOW if keep else 0
+    return torch.empty_like(u), A.new_empty(rows, channels, states), A.new_empty(rows, windows, channels, states)
+
+
+def _scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -104,31 +131,16 @@ def scan(
     out, last, kept = results
     if out.numel():
         run = _Run(False, u, delta, A, B, C, D, z, bias, initial, softplus)
-        run.problem.set(out=out, last=last, kept=kept if kept.numel() else None)
+        run.views(out=out)
+        run.problem.arrays(last=last, kept=kept if kept.numel() else None)
         run.over(0, u.shape[2])
         run.segments("scan_ends")
         run.launch("scan_forward")
     return results
 
 
-@scan.register_fake
-def _scan_results(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, channels, length = u.shape
-    states = A.shape[1]
-    windows = (length - 1) // WINDOW if keep else 0
-    return torch.empty_like(u), A.new_empty(rows, channels, states), A.new_empty(rows, windows, channels, states)
+scan = torch.library.custom_op("archlab::selective_scan_cuda", _scan, mutates_args=())
+scan.register_fake(_scan_results)
 
 
 class _Run:
@@ -151,21 +163,28 @@ class _Run:
         self.u, self.states, self.groups = u, A.shape[1], groups_of(B, C)
         self.processors = machine.processors(u.device)
         self.specialisation: Specialisation = specialise(u, A, B, C, backward, self.processors)
-        self.parts = -(-u.shape[1] // self.groups // self.specialisation.channels)
-        self.problem = Problem()
+        rows, channels, length = u.shape
+        self.parts = -(-channels // self.groups // self.specialisation.channels)
         self.alive = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
         A, D, bias, initial = self.alive  # type: ignore[assignment]
-        rows, channels, length = u.shape
-        self.problem.set(rows=rows, channels=channels, length=length, groups=self.groups, states=self.states)
-        self.problem.set(parts=self.parts, softplus=int(softplus), reverse=int(backward))
-        self.problem.set(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=bias, initial=initial)
+        self.problem = Problem()
+        self.problem.numbers(rows=rows, channels=channels, length=length, groups=self.groups, states=self.states)
+        self.problem.numbers(parts=self.parts, softplus=int(softplus), reverse=int(backward))
+        self.problem.arrays(A=A, D=D, bias=bias, initial=initial)
+        self.problem.matrices(B=B, C=C)
+        self.views(u=u, delta=delta, z=z)
+
+    def views(self, **tensors: Tensor | None) -> None:
+        """Tensors (B, D, L) of the problem."""
+        per_group = self.u.shape[1] // self.groups
+        self.problem.views(self.specialisation.across, per_group, **tensors)
 
     def over(self, begin: int, end: int) -> None:
         """The next launches are about these steps."""
         blocks = self.parts * self.groups * self.u.shape[0]
         length = segment_length(end - begin, blocks, self.specialisation, self.processors)
         self.pieces = -(-(end - begin) // length)
-        self.problem.set(begin=begin, end=end, segment=length, segments=self.pieces)
+        self.problem.numbers(begin=begin, end=end, segment=length, segments=self.pieces)
 
     def room(self, *shape: int) -> Tensor:
         """Uninitialised float32 memory."""
@@ -178,24 +197,42 @@ class _Run:
         rows, channels, _ = self.u.shape
         ends, sums = self.room(rows, self.pieces, channels, self.states), self.room(rows, self.pieces, channels)
         self.alive += [ends, sums]
-        self.problem.set(ends=ends, sums=sums)
+        self.problem.arrays(ends=ends, sums=sums)
         self.launch(kernel)
-        machine.launch(
-            self.specialisation,
-            "scan_join",
-            -(-rows * channels * self.states // self.specialisation.threads),
-            self.problem,
-            self.u.device,
-        )
+        self.each("scan_join", rows * channels * self.states)
 
     def launch(self, kernel: str) -> None:
         """On one block for each row, segment, group and part of it."""
-        blocks = self.u.shape[0] * self.pieces * self.groups * self.parts
-        machine.launch(self.specialisation, kernel, blocks, self.problem, self.u.device)
+        self._start(kernel, self.u.shape[0] * self.pieces * self.groups * self.parts)
+
+    def each(self, kernel: str, count: int) -> None:
+        """On one thread for each of so many numbers."""
+        self._start(kernel, -(-count // self.specialisation.threads))
+
+    def _start(self, kernel: str, blocks: int) -> None:
+        machine.launch(self.specialisation, kernel, blocks, self.problem.packed(), self.u.device)
 
 
-@torch.library.custom_op("archlab::selective_scan_cuda_backward", mutates_args=())
-def scan_backward(
+def _scan_backward_results(
+    dout: Tensor,
+    dlast: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+) -> list[Tensor]:
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    return [A.new_empty(0) if t is None else torch.empty_like(t) for t in tensors]
+
+
+def _scan_backward(
     dout: Tensor,
     dlast: Tensor,
     kept: Tensor,
@@ -216,18 +253,31 @@ def scan_backward(
         return [result.zero_() for result in results]
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = results
     run = _Run(True, u, delta, A, B, C, D, z, bias, initial, softplus)
-    run.problem.set(dout=dout, kept=kept, du=du, ddelta=ddelta, dz=None if z is None else dz)
-    sums: dict[str, list[Tensor]] = {"dA": [], "dD": [], "dbias": [], "dB": [], "dC": []}
+    run.views(dout=dout, du=du, ddelta=ddelta, dz=None if z is None else dz)
+    run.problem.arrays(kept=kept)
+    run.problem.matrices(grad_B=dB, grad_C=dC)
+    shares = {"A": (A, dA), "D": (D, dD), "bias": (bias, dbias)}
+    shares |= {name: (m, dm) for name, m, dm in (("B", B, dB), ("C", C, dC)) if m.dim() == 2}
+    totals = {name: _total(run, given, result) for name, (given, result) in shares.items()}
+    run.problem.arrays(**{f"into_{name}": total for name, total in totals.items()})
     flow = dlast.contiguous()
     for begin, end in _stretches(run):
-        flow = _stretch(run, begin, end, flow, dB if B.dim() == 4 else None, dC if C.dim() == 4 else None, sums)
-    given = {"dA": dA, "dD": dD, "dbias": dbias, "dB": dB, "dC": dC}
-    for name, parts in sums.items():
-        if parts and given[name].numel():
-            given[name].copy_(torch.stack(parts).sum(0))
+        flow = _stretch(run, begin, end, flow, B.dim() == 4, C.dim() == 4)
+        run.problem.numbers(more=1)
+    for name, (given, result) in shares.items():
+        if given is not None and totals[name] is not result:
+            result.copy_(totals[name])
     if initial is not None:
         dinitial.copy_(flow)
     return results
+
+
+def _total(run: _Run, given: Tensor | None, result: Tensor) -> Tensor:
+    """Where a sum over rows and time is to go: into the result itself, if that is contiguous and in float32."""
+    if given is None:
+        return run.room(run.u.shape[1])
+    direct = result.dtype == torch.float32 and result.is_contiguous()
+    return result if direct else run.room(*given.shape)
 
 
 def _stretches(run: _Run) -> list[tuple[int, int]]:
@@ -238,56 +288,33 @@ def _stretches(run: _Run) -> list[tuple[int, int]]:
     return [(begin, min(begin + most, length)) for begin in reversed(range(0, length, most))]
 
 
-def _stretch(
-    run: _Run,
-    begin: int,
-    end: int,
-    flow: Tensor,
-    dB: Tensor | None,
-    dC: Tensor | None,
-    sums: dict[str, list[Tensor]],
-) -> Tensor:
-    """The backward pass over some steps. Returns what flows on to the steps before, (B, D, N), as `flow` flowed in.
-
-    dB, dC: where the gradient of a variable matrix goes. sums: gets the sums over this stretch of all else.
-    """
+def _stretch(run: _Run, begin: int, end: int, flow: Tensor, varying_B: bool, varying_C: bool) -> Tensor:
+    """The backward pass over some steps. Returns what flows on to the steps before, (B, D, N), as `flow` flowed in."""
     rows, channels, _ = run.u.shape
     run.over(begin, end)
     per_segment, states = (rows, run.pieces, channels), run.states
-    made = {"dA": run.room(*per_segment, states), "dD": run.room(*per_segment), "dbias": run.room(*per_segment)}
-    variable = (run.parts, rows, run.groups, end - begin, states)
-    for name, result in (("dB", dB), ("dC", dC)):
-        made[name] = run.room(*per_segment, states) if result is None else run.room(*variable)
+    of_matrix = (run.parts, rows, run.groups, end - begin, states)
+    parts = {
+        "dA": run.room(*per_segment, states),
+        "dB": run.room(*of_matrix) if varying_B else run.room(*per_segment, states),
+        "dC": run.room(*of_matrix) if varying_C else run.room(*per_segment, states),
+        "dD": run.room(*per_segment),
+        "dbias": run.room(*per_segment),
+    }
     flow_on = run.room(rows, channels, states)
-    run.problem.set(dlast=flow, dinitial=flow_on, **made)
+    run.problem.arrays(dlast=flow, dinitial=flow_on, **parts)
     run.segments("scan_ends_reverse")
     run.launch("scan_backward")
-    for name, result in (("dB", dB), ("dC", dC)):
-        if result is not None:
-            result[..., begin:end] = made.pop(name).sum(0).mT
-    for name, part in made.items():
-        sums[name].append(part.sum((0, 1)))
+    matrices = sum(
+        rows * run.groups * (end - begin) * states if varying else channels * states
+        for varying in (varying_B, varying_C)
+    )
+    run.each("scan_sums", matrices + channels * states + 2 * channels)
     return flow_on
 
 
-@scan_backward.register_fake
-def _scan_backward_results(
-    dout: Tensor,
-    dlast: Tensor,
-    kept: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-) -> list[Tensor]:
-    tensors = (u, delta, A, B, C, D, z, bias, initial)
-    return [A.new_empty(0) if t is None else torch.empty_like(t) for t in tensors]
+scan_backward = torch.library.custom_op("archlab::selective_scan_cuda_backward", _scan_backward, mutates_args=())
+scan_backward.register_fake(_scan_backward_results)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -301,7 +328,8 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None)
     u, _, A, *_ = tensors
     dout = torch.zeros_like(u) if dout is None else dout
     dlast = A.new_zeros(*u.shape[:2], A.shape[1]) if dlast is None else dlast
-    gradients = scan_backward(dout, dlast, kept, *tensors, ctx.softplus)
+    backward = scan_backward if torch.is_grad_enabled() or not gpu.plain(dout, *tensors) else _scan_backward
+    gradients = backward(dout, dlast, kept, *tensors, ctx.softplus)
     return *native.given(tensors, gradients), None, None
 
 

@@ -1,5 +1,5 @@
-// The backward pass. A thread has NS states of one channel, as forwards, and goes backwards through the windows of its
-// segment. The states of a window are computed again from the kept one: once through the window to find the state
+// The backward pass. A thread has NS states of one channel and goes backwards through the windows of its segment; so the
+// gradients of B and C, sums over channels at every step, are sums over the lanes of a warp. The states of a window are computed again from the kept one: once through the window to find the state
 // before every part of PART steps, then part by part, last first, with the part's states and decays in registers.
 //
 // With a_t = exp(dt_t A), g_t = dout_t silu(z_t) and R_t = a_{t+1} G_{t+1}, which flows in from the right:
@@ -18,17 +18,7 @@
 #define PART 2
 #endif
 #define PARTS (WINDOW / PART)
-#define WARP_CHANNELS (32 / LANES)
 #define WARPS (THREADS / 32)
-
-// The lanes of neighbouring channels turn their states (see load_states), so that the first exchanges need no choice:
-// every lane keeps the slots without bit 1 (then 0) and gives away those with it.
-#define TURNS (WARP_CHANNELS >= 4 ? 2 : WARP_CHANNELS >= 2 ? 1 : 0)
-#define TURN_OF(channel) (TURNS == 2 ? ((channel) & 1) * 2 + ((channel) >> 1 & 1) : TURNS == 1 ? ((channel) & 1) * 2 : 0)
-#define COPIES (1 << TURNS)  // of the matrices' tiles, one for each way of turning
-#define COPY_STEP (TURNS == 1 ? 2 : 1)
-#define COPY_OF(channel) (TURN_OF(channel) / COPY_STEP)
-#define COPY_PITCH (COPIES * PADDED)
 #define LEFT (NS >> TURNS)  // slots left after the turned exchanges, and which they are
 #define SLOT(left) (TURNS == 2 ? (left) * 4 : TURNS == 1 ? (left) / 2 * 4 + (left) % 2 : (left))
 #define VALUES (PART * LEFT)  // left for a part, of dC or dB
@@ -36,11 +26,14 @@
 #define BUFFERS (PADDED > 32 ? 1 : 2)
 
 struct BackTiles {
-    float *dt, *slope, *u, *g;  // tiles; they end as ddelta, -, du, y
-    float *b, *c;               // (WINDOW, COPIES, PADDED)
+    float *dt, *slope, *u, *g;  // (CHANNELS, WINDOW), see `spot`; they end as ddelta, -, du, y
+    float *b, *c;               // (WINDOW, COPY_PITCH)
     float *before;              // (PARTS, NS / 4, THREADS) float4: the state before each part
     float *sums;                // (BUFFERS, WARPS, 2, PART, PADDED)
+    float *totals;              // (OF_CHANNEL, THREADS), the thread's: its sums over all windows so far
 };
+
+#define OF_CHANNEL (NS * (1 + CONST_B + CONST_C) + 2)  // dA, dD, dbias, and of the matrices that are constant
 
 __device__ __forceinline__ BackTiles back_tiles(float* memory) {
     BackTiles t;
@@ -48,20 +41,44 @@ __device__ __forceinline__ BackTiles back_tiles(float* memory) {
     t.before = t.c + (CONST_C ? 0 : WINDOW * COPY_PITCH);
     t.sums = t.before + PARTS * NS * THREADS;
     t.dt = t.sums + BUFFERS * WARPS * 2 * PART * PADDED;
-    t.slope = t.dt + CHANNELS * ROW, t.u = t.slope + CHANNELS * ROW, t.g = t.u + CHANNELS * ROW;
+    t.slope = t.dt + CHANNELS * WINDOW, t.u = t.slope + CHANNELS * WINDOW, t.g = t.u + CHANNELS * WINDOW;
+    t.totals = t.g + CHANNELS * WINDOW + threadIdx.x;
     return t;
 }
 
-struct Thread {  // what a thread carries through its segment; sums go window by window, then over the windows
+struct Thread {  // what a thread carries through its segment
     float a2[NS], flow[NS];  // A log2(e); R
     float b[NS], c[NS];      // the matrices that are constant
     float skip;
+};
+
+struct Window {  // its sums over one window
     float dA[NS], dB[NS], dC[NS], dD, dbias;
 };
 
-struct Window {  // and its sums over one window
-    float dA[NS], dB[NS], dC[NS], dD, dbias;
-};
+// A thread's states, of which number j is state `lane * NS + (j ^ turn)` of its channel, from and to (..., N).
+__device__ __forceinline__ void load_states(const float* from, i64 channel, const Place& at, int turn, float* x) {
+    UNROLL for (int j = 0; j < NS; ++j) {
+        int n = at.lane * NS + (j ^ turn);
+        x[j] = from != 0 && at.channel < at.live && n < STATES ? from[channel * STATES + n] : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void store_states(float* to, i64 channel, const Place& at, int turn, const float* x) {
+    if (at.channel >= at.live) return;
+    UNROLL for (int j = 0; j < NS; ++j) {
+        int n = at.lane * NS + (j ^ turn);
+        if (n < STATES) to[channel * STATES + n] = x[j];
+    }
+}
+
+__device__ __forceinline__ void load_constant(const Matrix& m, const Place& at, int turn, float* x) {
+    UNROLL for (int j = 0; j < NS; ++j) x[j] = constant(m, at, at.channel, at.lane * NS + (j ^ turn));
+}
+
+__device__ __forceinline__ void read_share(const float* tile, float* x) {
+    UNROLL for (int j = 0; j < NS; j += 4) four(tile + j, x + j);
+}
 
 // The sum over neighbouring channels of x[0..NS), compacted into left[0..LEFT).
 __device__ __forceinline__ void turned_exchange(float* x, float* left) {
@@ -77,10 +94,11 @@ __device__ __forceinline__ void turned_exchange(float* x, float* left) {
 __device__ __forceinline__ void part_forwards(const BackTiles& tile, const Place& at, Thread& my, Window& sum, int first,
                                               float (*decay)[NS], float (*decayed)[NS], float* h, float* dc,
                                               float* ys) {
-    int row = at.channel * ROW + first;
-    const float *bs = tile.b + COPY_OF(at.channel) * PADDED + at.lane * NS, *cs = tile.c + (bs - tile.b);
+    float dts[PART], us[PART], gs[PART];
+    steps_of<PART>(tile.dt, at, first, dts), steps_of<PART>(tile.u, at, first, us), steps_of<PART>(tile.g, at, first, gs);
+    const float *bs = tile.b + at.channel % COPIES * PADDED + at.lane * NS, *cs = tile.c + (bs - tile.b);
     UNROLL for (int i = 0; i < PART; ++i) {
-        float dt = tile.dt[row + i], x = dt * tile.u[row + i], g = tile.g[row + i], y = 0.0f, products[NS];
+        float dt = dts[i], x = dt * us[i], g = gs[i], y = 0.0f, products[NS];
         if (!CONST_B) read_share(bs + (first + i) * COPY_PITCH, my.b);
         if (!CONST_C) read_share(cs + (first + i) * COPY_PITCH, my.c);
         UNROLL for (int j = 0; j < NS; ++j) {
@@ -99,10 +117,11 @@ __device__ __forceinline__ void part_forwards(const BackTiles& tile, const Place
 __device__ __forceinline__ void part_backwards(const BackTiles& tile, const Place& at, Thread& my, Window& sum, int first,
                                                float (*decay)[NS], float (*decayed)[NS], float* db,
                                                float* ss) {
-    int row = at.channel * ROW + first;
-    const float *bs = tile.b + COPY_OF(at.channel) * PADDED + at.lane * NS, *cs = tile.c + (bs - tile.b);
+    float dts[PART], us[PART], gs[PART];
+    steps_of<PART>(tile.dt, at, first, dts), steps_of<PART>(tile.u, at, first, us), steps_of<PART>(tile.g, at, first, gs);
+    const float *bs = tile.b + at.channel % COPIES * PADDED + at.lane * NS, *cs = tile.c + (bs - tile.b);
     UNROLL for (int i = PART - 1; i >= 0; --i) {
-        float dt = tile.dt[row + i], x = dt * tile.u[row + i], g = tile.g[row + i], s1 = 0.0f, s2 = 0.0f, products[NS];
+        float dt = dts[i], x = dt * us[i], g = gs[i], s1 = 0.0f, s2 = 0.0f, products[NS];
         if (!CONST_B) read_share(bs + (first + i) * COPY_PITCH, my.b);
         if (!CONST_C) read_share(cs + (first + i) * COPY_PITCH, my.c);
         UNROLL for (int j = 0; j < NS; ++j) {
@@ -125,7 +144,7 @@ __device__ __forceinline__ void finish_steps(const BackTiles& tile, const Place&
     __syncwarp();  // the others have read what is overwritten now
     if (at.lane >= OWNERS(PART)) return;
     UNROLL for (int i = 0; i < PART / OWNERS(PART); ++i) {
-        int k = at.channel * ROW + first + i;
+        int k = spot(at.channel, first + i);
         float dt = tile.dt[k], u = tile.u[k], g = tile.g[k];
         float ddelta = fmaf(u, ss[i * 2], ss[i * 2 + 1]) * tile.slope[k];
         sum.dD = fmaf(g, u, sum.dD);
@@ -146,42 +165,63 @@ __device__ __forceinline__ void share_values(const Place& at, float* values, flo
     }
 }
 
+struct Sums {  // where a window's dC and dB of this block go, (WINDOW, N)
+    float *dC, *dB;
+};
+
+__device__ __forceinline__ Sums sums_of(const Problem& p, const Place& at, const Span& s) {
+    i64 row = (at.part * p.rows + at.row) * p.groups + at.group;
+    i64 first = (row * (p.end - p.begin) + s.start - p.begin) * STATES;
+    Sums to = {p.dC + first, p.dB + first};
+    return to;
+}
+
 // A part's dC and dB, summed over the block's warps.
-__device__ __forceinline__ void write_sums(const Problem& p, const float* sums, const Place& at, const Span& s, int part) {
+__device__ __forceinline__ void write_sums(const Sums& to, const float* sums, const Span& s, int part) {
     const int size = 2 * PART * PADDED;
-    for (int k = threadIdx.x; k < size; k += THREADS) {
+    UNROLL for (int start = 0; start < size; start += THREADS) {
+        int k = start + threadIdx.x, n = k % PADDED, t = part * PART + k / PADDED % PART;
+        bool of_c = k < size / 2;
+        if (size % THREADS != 0 && k >= size) break;
+        if ((of_c ? CONST_C : CONST_B) || n >= STATES || t >= s.steps) continue;
         float sum = 0.0f;
         UNROLL for (int w = 0; w < WARPS; ++w) sum += sums[w * size + k];
-        int n = k % PADDED, t = part * PART + k / PADDED % PART;
-        float* to = k < size / 2 ? p.dC : p.dB;
-        i64 row = (at.part * p.rows + at.row) * p.groups + at.group;
-        bool constant = k < size / 2 ? CONST_C : CONST_B;
-        if (!constant && n < STATES && t < s.steps)
-            to[(row * (p.end - p.begin) + s.start - p.begin + t) * STATES + n] = sum;
+        (of_c ? to.dC : to.dB)[t * STATES + n] = sum;
     }
 }
 
 // The state before every part of a window, from the one before the window.
 __device__ __forceinline__ void states_before_parts(const BackTiles& tile, const Place& at, Thread& my, float* h) {
     float4* before = (float4*)tile.before + threadIdx.x;
-    const float* bs = tile.b + COPY_OF(at.channel) * PADDED + at.lane * NS;
+    const float* bs = tile.b + at.channel % COPIES * PADDED + at.lane * NS;
     _Pragma("unroll 1") for (int part = 0;; ++part) {
         UNROLL for (int j = 0; j < NS; j += 4)
             before[(part * (NS / 4) + j / 4) * THREADS] = make_float4(h[j], h[j + 1], h[j + 2], h[j + 3]);
         if (part == PARTS - 1) break;
+        float dts[PART], us[PART];
+        steps_of<PART>(tile.dt, at, part * PART, dts), steps_of<PART>(tile.u, at, part * PART, us);
         UNROLL for (int i = 0; i < PART; ++i) {
-            int t = part * PART + i;
-            float dt = tile.dt[at.channel * ROW + t], x = dt * tile.u[at.channel * ROW + t];
-            if (!CONST_B) read_share(bs + t * COPY_PITCH, my.b);
+            float dt = dts[i], x = dt * us[i];
+            if (!CONST_B) read_share(bs + (part * PART + i) * COPY_PITCH, my.b);
             UNROLL for (int j = 0; j < NS; ++j) h[j] = fmaf(x, my.b[j], exp2_fast(dt * my.a2[j]) * h[j]);
         }
     }
+}
+
+// Sums over a window join those over the windows before; as one sum over a long time they would round more.
+__device__ __forceinline__ void add_totals(const BackTiles& tile, const Window& sum) {
+    float* to = tile.totals;
+    UNROLL for (int j = 0; j < NS; ++j, to += THREADS) *to += sum.dA[j];
+    UNROLL for (int j = 0; CONST_B && j < NS; ++j, to += THREADS) *to += sum.dB[j];
+    UNROLL for (int j = 0; CONST_C && j < NS; ++j, to += THREADS) *to += sum.dC[j];
+    to[0] += sum.dD, to[THREADS] += sum.dbias;
 }
 
 // One window: tiles are staged; h is the state before it.
 __device__ __forceinline__ void walk_back(const Problem& p, const BackTiles& tile, const Place& at, Thread& my,
                                           const Span& s, float* h) {
     const int size = WARPS * 2 * PART * PADDED;
+    const Sums to = sums_of(p, at, s);
     Window sum;
     UNROLL for (int j = 0; j < NS; ++j) sum.dA[j] = sum.dB[j] = sum.dC[j] = 0.0f;
     sum.dD = sum.dbias = 0.0f;
@@ -202,13 +242,8 @@ __device__ __forceinline__ void walk_back(const Problem& p, const BackTiles& til
         finish_steps(tile, at, my, sum, part * PART + first, ys, ss);
         if (!CONST_B || !CONST_C) {
             __syncthreads();
-            write_sums(p, sums, at, s, part);
+            write_sums(to, sums, s, part);
         }
     }
-    UNROLL for (int j = 0; j < NS; ++j) {
-        my.dA[j] += sum.dA[j];
-        if (CONST_B) my.dB[j] += sum.dB[j];
-        if (CONST_C) my.dC[j] += sum.dC[j];
-    }
-    my.dD += sum.dD, my.dbias += sum.dbias;
+    add_totals(tile, sum);
 }

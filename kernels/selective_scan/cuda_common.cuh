@@ -4,23 +4,19 @@
 // One specialisation is made by these macros:
 //   DTYPE     of u, delta, z, B, C, out and their gradients: 0 float32, 1 float16, 2 bfloat16
 //   STATES    N
-//   LANES     neighbouring threads that share a channel's states; a power of two, at most 32
 //   BACKWARD  1 for the kernels of the backward pass
-//   THREADS   of a block: it has THREADS / LANES channels, all of one group
-//   BLOCKS    that a multiprocessor has registers for, of the kernel scan_backward
+//   LANES     neighbouring threads that share a channel, a power of two, at most 32: forwards its time, backwards its
+//             states
+//   TWINS     channels that a thread works on; backwards 1
+//   THREADS   of a block: it has THREADS / LANES * TWINS channels, all of one group
+//   BLOCKS    that a multiprocessor has registers for
+//   ACROSS    1 where channels lie together in memory, 0 where steps do
 //   CONST_B, CONST_C   1 where the matrix is (D, N), constant in time
-// A thread keeps NS states of one channel in registers and goes through time; time comes in windows of WINDOW steps,
-// staged through shared memory. Steps behind the end and channels behind the last have step size 0 and input 0, which
-// leave a state exactly as it was.
+// Steps behind the end and channels behind the last have step size 0 and input 0, which leave a state exactly as it was.
 
-#define MANY_BLOCKS (512 / THREADS)  // of kernels that 128 registers are enough for
-#define ENDS_BLOCKS ((NS > 4 ? 384 : 512) / THREADS)  // of those that find the ends of segments: 168, or 128
-#define WINDOW 32
-#define ROW (WINDOW + 1)  // odd, so that neither time nor channels meet in one bank of shared memory
-#define CHANNELS (THREADS / LANES)
-#define SHARE ((STATES + LANES - 1) / LANES)
-#define NS ((SHARE + 3) / 4 * 4)  // states of a thread; the last ones may be padding, which stays 0
-#define PADDED (NS * LANES)
+#define WINDOW 32  // steps between kept states, and that the backward pass stages at once
+#define TEAMS (THREADS / LANES)
+#define CHANNELS (TEAMS * TWINS)
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
 
@@ -29,17 +25,18 @@ typedef long long i64;
 struct View {  // (rows, channels, steps); strides in elements
     char* data;
     i64 row, channel, step;
-    i64 mode;  // see cuda_tiles.cuh
+    i64 together;  // whether four elements, of channels with ACROSS, else of steps, can be moved at once
 };
 
 struct Matrix {  // (rows, groups, states, steps), or (channels, states) with `group` as the stride of channels
-    const char* data;
+    char* data;
     i64 row, group, state, step;
+    i64 together;  // four elements can be moved at once: 1 of steps, 2 of states, 0 of neither
 };
 
 struct Problem {
     View u, delta, z, out, dout, du, ddelta, dz;
-    Matrix B, C;
+    Matrix B, C, grad_B, grad_C;
     const float *A, *D, *bias;         // (D, N), (D,), (D,)
     const float *initial, *dlast;      // (B, D, N): what flows in at the beginning, and from the end backwards
     float *last, *dinitial;            // (B, D, N)
@@ -47,10 +44,11 @@ struct Problem {
     float *ends, *sums;                // (B, S, D, N), (B, S, D): see cuda_segments.cuh
     float *dA, *dD, *dbias;            // (B, S, D, N), (B, S, D), (B, S, D)
     float *dB, *dC;                    // (parts, B, G, end - begin, N); constant ones (B, S, D, N)
+    float *into_A, *into_D, *into_bias, *into_B, *into_C;  // sums of these; the last two where they are constant
     i64 rows, channels, length, groups, states;
     i64 begin, end, segment, segments; // steps of this launch, steps per segment, how many
     i64 parts;                         // blocks of channels per group
-    i64 softplus, reverse;
+    i64 softplus, reverse, more;       // more: add to what lies in into_* already
 };
 
 #ifdef EMULATED
@@ -58,13 +56,11 @@ struct Problem {
 #define SHARED_MEMORY(name) float* name = emulated_shared
 #define UNROLL
 #define UNROLL4
-#define UNROLL_TIMES
 #else
 #define SCAN_KERNEL(blocks) extern "C" __global__ __launch_bounds__(THREADS, blocks) void
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) float name[]
 #define UNROLL _Pragma("unroll")
 #define UNROLL4 _Pragma("unroll 4")
-#define UNROLL_TIMES _Pragma("unroll times")  // so many times as a constant of that name says
 #endif
 #define FULL_WARP 0xffffffffu
 
@@ -78,6 +74,21 @@ __device__ __forceinline__ float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 #endif
+}
+
+// Numbers that the compiler knows nothing of: it neither computes them again nor, beforehand, what follows from them.
+__device__ __forceinline__ float opaque(float x) {
+#ifndef EMULATED
+    asm volatile("" : "+f"(x));
+#endif
+    return x;
+}
+
+__device__ __forceinline__ int opaque(int x) {
+#ifndef EMULATED
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
 }
 
 __device__ __forceinline__ float reciprocal(float x) {
@@ -135,50 +146,99 @@ __device__ __forceinline__ unsigned narrow(float x) {
 
 // ---- memory
 
-__device__ __forceinline__ float load(const char* data, i64 offset) {
+struct Raw {  // four elements as they lie in memory
+    unsigned word[SIZE];
+};
+
+__device__ __forceinline__ unsigned bits_of(const char* data, i64 offset) {
 #if SIZE == 4
-    return ((const float*)data)[offset];
+    return ((const unsigned*)data)[offset];
 #elif defined(EMULATED)
-    return widen(((const unsigned short*)data)[offset]);
+    return ((const unsigned short*)data)[offset];
 #else
     unsigned short bits;
     asm("ld.global.nc.u16 %0, [%1];" : "=h"(bits) : "l"(data + offset * 2));
-    return widen(bits);
+    return bits;
 #endif
 }
 
-__device__ __forceinline__ void store(char* data, i64 offset, float x) {
+__device__ __forceinline__ float load(const char* data, i64 offset) { return widen(bits_of(data, offset)); }
+
+__device__ __forceinline__ Raw load4(const char* from) {  // aligned to four elements
+    Raw raw;
+#ifdef EMULATED
+    emulated_aligned(from, 4 * SIZE);
+    for (int k = 0; k < SIZE; ++k) raw.word[k] = ((const unsigned*)from)[k];
+#elif SIZE == 4
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(raw.word[0]), "=r"(raw.word[1]), "=r"(raw.word[2]), "=r"(raw.word[3])
+        : "l"(from));
+#else
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(raw.word[0]), "=r"(raw.word[1]) : "l"(from));
+#endif
+    return raw;
+}
+
+// Element k of four; as bits, and put there.
+__device__ __forceinline__ unsigned element(const Raw& raw, int k) {
+    return SIZE == 4 ? raw.word[k % SIZE] : k % 2 ? raw.word[k / 2 % SIZE] >> 16 : raw.word[k / 2 % SIZE] & 0xffffu;
+}
+
+__device__ __forceinline__ void put(Raw& raw, int k, unsigned bits) {
+    if (SIZE == 4) raw.word[k % SIZE] = bits;
+    else if (k % 2 == 0) raw.word[k / 2 % SIZE] = bits;
+    else raw.word[k / 2 % SIZE] |= bits << 16;
+}
+
+__device__ __forceinline__ void unpack(const Raw& raw, float* x) {
+    UNROLL for (int k = 0; k < 4; ++k) x[k] = widen(element(raw, k));
+}
+
+__device__ __forceinline__ Raw pack(const float* x) {
+    Raw raw;
+    UNROLL for (int k = 0; k < 4; ++k) put(raw, k, narrow(x[k]));
+    return raw;
+}
+
+__device__ __forceinline__ void store4(char* to, const Raw& raw) {  // aligned to four elements
+#ifdef EMULATED
+    emulated_aligned(to, 4 * SIZE);
+#endif
 #if SIZE == 4
-    ((float*)data)[offset] = x;
+    *(uint4*)to = make_uint4(raw.word[0], raw.word[1], raw.word[2], raw.word[3]);
 #else
-    ((unsigned short*)data)[offset] = (unsigned short)narrow(x);
+    *(uint2*)to = make_uint2(raw.word[0], raw.word[1]);
 #endif
 }
 
-__device__ __forceinline__ void load4(const char* data, i64 offset, float* x) {  // aligned to four elements
-#ifdef EMULATED
-    emulated_aligned(data + offset * SIZE, 4 * SIZE);
-    for (int k = 0; k < 4; ++k) x[k] = load(data, offset + k);
-#elif SIZE == 4
-    asm("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
-        : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-        : "l"(data + offset * 4));
+__device__ __forceinline__ void store_bits(char* data, i64 offset, unsigned bits) {
+#if SIZE == 4
+    ((unsigned*)data)[offset] = bits;
 #else
-    unsigned low, high;
-    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(data + offset * 2));
-    x[0] = widen(low & 0xffffu), x[1] = widen(low >> 16), x[2] = widen(high & 0xffffu), x[3] = widen(high >> 16);
+    ((unsigned short*)data)[offset] = (unsigned short)bits;
 #endif
 }
 
-__device__ __forceinline__ void store4(char* data, i64 offset, const float* x) {
-#ifdef EMULATED
-    emulated_aligned(data + offset * SIZE, 4 * SIZE);
-    for (int k = 0; k < 4; ++k) store(data, offset + k, x[k]);
-#elif SIZE == 4
-    *(float4*)(data + offset * 4) = make_float4(x[0], x[1], x[2], x[3]);
+// In shared memory.
+__device__ __forceinline__ Raw shared4(const char* from) {
+    Raw raw;
+#if SIZE == 4
+    uint4 v = *(const uint4*)from;
+    raw.word[0] = v.x, raw.word[1] = v.y, raw.word[2] = v.z, raw.word[3] = v.w;
 #else
-    *(uint2*)(data + offset * 2) = make_uint2(narrow(x[0]) | narrow(x[1]) << 16, narrow(x[2]) | narrow(x[3]) << 16);
+    uint2 v = *(const uint2*)from;
+    raw.word[0] = v.x, raw.word[1] = v.y;
 #endif
+    return raw;
+}
+
+__device__ __forceinline__ unsigned shared_bits(const char* tile, int i) {
+    return SIZE == 4 ? ((const unsigned*)tile)[i] : ((const unsigned short*)tile)[i];
+}
+
+__device__ __forceinline__ void four(const float* tile, float* x) {
+    float4 v = *(const float4*)tile;
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
 }
 
 // ---- where a block and a thread are
@@ -206,36 +266,11 @@ __device__ __forceinline__ Place place(const Problem& p) {
     return at;
 }
 
-// Element `first channel, 0` of the block in a (rows, S, channels) or (rows, channels) array of the problem.
-__device__ __forceinline__ i64 by_segment(const Problem& p, const Place& at) {
-    return (at.row * p.segments + at.segment) * p.channels + at.first + at.channel;
+// Where a channel of the block is in a (rows, S, channels) or (rows, channels) array.
+__device__ __forceinline__ i64 by_segment(const Problem& p, const Place& at, int channel) {
+    return (at.row * p.segments + at.segment) * p.channels + at.first + channel;
 }
 
-__device__ __forceinline__ i64 by_row(const Problem& p, const Place& at) {
-    return at.row * p.channels + at.first + at.channel;
-}
-
-// A thread's states, of which number j is state `lane * NS + (j ^ turn)` of its channel, from and to (..., N).
-__device__ __forceinline__ void load_states(const float* from, i64 channel, const Place& at, int turn, float* x) {
-    UNROLL for (int j = 0; j < NS; ++j) {
-        int n = at.lane * NS + (j ^ turn);
-        x[j] = from != 0 && at.channel < at.live && n < STATES ? from[channel * STATES + n] : 0.0f;
-    }
-}
-
-__device__ __forceinline__ void store_states(float* to, i64 channel, const Place& at, int turn, const float* x) {
-    if (at.channel >= at.live) return;
-    UNROLL for (int j = 0; j < NS; ++j) {
-        int n = at.lane * NS + (j ^ turn);
-        if (n < STATES) to[channel * STATES + n] = x[j];
-    }
-}
-
-// A constant matrix's states of the thread's channel.
-__device__ __forceinline__ void load_constant(const Matrix& m, const Place& at, int turn, float* x) {
-    UNROLL for (int j = 0; j < NS; ++j) {
-        int n = at.lane * NS + (j ^ turn);
-        i64 offset = (at.first + at.channel) * m.group + n * m.state;
-        x[j] = at.channel < at.live && n < STATES ? load(m.data, offset) : 0.0f;
-    }
+__device__ __forceinline__ i64 by_row(const Problem& p, const Place& at, int channel) {
+    return at.row * p.channels + at.first + channel;
 }

@@ -1,4 +1,16 @@
-// Sums over the lanes of a warp.
+// How the states of channels lie in a warp in the backward pass, and sums over its lanes.
+
+#define SHARE ((STATES + LANES - 1) / LANES)
+#define NS ((SHARE + 3) / 4 * 4)  // states of a thread; the last ones may be padding, which stays 0
+#define PADDED (NS * LANES)
+#define WARP_CHANNELS (32 / LANES)
+
+// The lanes of neighbouring channels turn their states (see load_states), so that the first exchanges need no choice:
+// every lane keeps the slots without bit 1 (then 0) and gives away those with it.
+#define TURNS (WARP_CHANNELS >= 4 ? 2 : WARP_CHANNELS >= 2 ? 1 : 0)
+#define TURN_OF(channel) (TURNS == 2 ? ((channel) & 1) * 2 + ((channel) >> 1 & 1) : TURNS == 1 ? ((channel) & 1) * 2 : 0)
+#define COPIES (1 << TURNS)  // of the matrices' tiles, one for each way of turning; a channel's is `channel % COPIES`
+#define COPY_PITCH (COPIES * PADDED + 4)
 
 #define LOG2(x) ((x) >= 32 ? 5 : (x) >= 16 ? 4 : (x) >= 8 ? 3 : (x) >= 4 ? 2 : (x) >= 2 ? 1 : 0)
 

@@ -1,86 +1,331 @@
-// The forward pass: a thread goes through the steps of one segment with NS states of one channel in registers.
+// The forward pass. A window of a channel's time lies in the registers of LANES neighbouring threads, EACH steps with
+// each, and its states come one after the other. A thread runs its steps from zero; from their end states and decays the
+// threads find by exchange what flows into each; from that they run their steps again, with the decays that they kept.
+// So all of a channel's states share what is read, and only B and C, which all channels share, go through shared memory.
 
-#define AT_ONCE (NS > 4 ? 4 : LANES < 16 ? 8 : 16)  // steps whose y are shared out among the lanes together
-#define MATRIX_PITCH (PADDED + 4)  // floats per step of a matrix's tile: aligned to four, spread over the banks
+#define EACH 8                // steps of a thread
+#define REACH (LANES * EACH)  // steps of a window
+#define HALF (REACH / 2)
+#define CHUNK (STATES < 16 ? STATES : 16)        // states whose B and C are staged at once
+#define CHUNKS ((STATES + CHUNK - 1) / CHUNK)
+#define OF_MATRIX ((CHUNK * REACH / 4 + THREADS - 1) / THREADS)  // quads of a matrix's chunk that a thread stages
+#define OF_VIEW (2 * TWINS)                                      // of a tensor's window
+#define MATRIX_PITCH (REACH + 4)
+#define STATE_PITCH (STATES | 1)
+#define RAW_PITCH (REACH + 16 / SIZE)
+#define Y_PITCH (REACH + 4)
 
 struct Tiles {
-    float *dt, *u, *b, *c;
+    float *b, *c;       // (CHUNK, MATRIX_PITCH): a thread's first four steps, then everybody's second four
+    float *a2, *carry;  // (CHANNELS, STATE_PITCH): A log2(e); the states before the window, each its first lane's own
+    char *u, *delta;    // (CHANNELS, RAW_PITCH) elements, if channels lie together; then y, float (CHANNELS, Y_PITCH)
 };
 
 __device__ __forceinline__ Tiles tiles(float* memory) {
+    const int raw = OVER_CHANNELS * CHANNELS * RAW_PITCH * SIZE;
     Tiles t;
-    t.dt = memory, t.u = t.dt + CHANNELS * ROW;
-    t.b = memory + (2 * CHANNELS * ROW + 3) / 4 * 4, t.c = t.b + WINDOW * MATRIX_PITCH;
+    t.b = memory, t.c = t.b + CHUNK * MATRIX_PITCH;
+    t.u = (char*)(t.c + CHUNK * MATRIX_PITCH), t.delta = t.u + raw;
+    t.a2 = (float*)(t.delta + raw), t.carry = t.a2 + CHANNELS * STATE_PITCH;
     return t;
 }
 
-// The states that a thread starts its segment with, and its A times log2(e).
-__device__ __forceinline__ void begin_states(const Problem& p, const Place& at, float* h, float* a2) {
-    if (at.segment == 0) load_states(p.initial, by_row(p, at), at, 0, h);
-    else load_states(p.ends, by_segment(p, at), at, 0, h);
-    load_states(p.A, at.first + at.channel, at, 0, a2);
-    UNROLL for (int j = 0; j < NS; ++j) a2[j] *= LOG2E;
+__device__ __forceinline__ int twin(const Place& at, int k) { return at.channel + k * TEAMS; }
+
+// ---- channels: between global memory and the threads that own their steps
+
+struct Inputs {  // of one window: a thread's quads
+    Raw u[OF_VIEW], delta[OF_VIEW];
+};
+
+// Number i of the quads that a thread moves: of its own steps, or where channels lie together across these.
+__device__ __forceinline__ Quad quad_of_view(int thread, int i) {
+    Quad own = {thread / LANES + i / 2 * TEAMS, thread % LANES * EACH + i % 2 * 4};
+    return OVER_CHANNELS ? quad<true>(thread + i * THREADS, CHANNELS, REACH) : own;
 }
 
-#if !BACKWARD
-// One window of staged steps. Leaves y, without the gate, in place of u. skip: D, in one lane of a channel only.
-__device__ __forceinline__ void walk(const Tiles& tile, const Place& at, float skip, const float* a2,
-                                     const float* constant_b, const float* constant_c, float* h) {
-    float *dts = tile.dt + at.channel * ROW, *us = tile.u + at.channel * ROW;
-    const float *bs = tile.b + at.lane * NS, *cs = tile.c + at.lane * NS;
-    _Pragma("unroll 1") for (int start = 0; start < WINDOW; start += AT_ONCE) {
-        float ys[AT_ONCE];
-        UNROLL for (int i = 0; i < AT_ONCE; ++i) {
-            int t = start + i;
-            float dt = dts[t], u = us[t], x = dt * u, y = skip * u, b[NS], c[NS];
-            if (!CONST_B) read_share(bs + t * MATRIX_PITCH, b);
-            if (!CONST_C) read_share(cs + t * MATRIX_PITCH, c);
-            UNROLL for (int j = 0; j < NS; ++j) {
-                h[j] = fmaf(x, CONST_B ? constant_b[j] : b[j], exp2_fast(dt * a2[j]) * h[j]);
-                y = fmaf(CONST_C ? constant_c[j] : c[j], h[j], y);
+__device__ __forceinline__ void fetch_view(const View& v, const Place& at, const Span& s, Raw* raw) {
+    if (v.data == 0) return;
+    Area a = area(v, at, s, REACH);
+    int thread = opaque((int)threadIdx.x);  // else addresses lie in registers from the first window on
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) raw[i] = fetch<OVER_CHANNELS>(a, quad_of_view(thread, i));
+}
+
+// Quads across channels into a tile, from which their owners read them, with a barrier between.
+__device__ __forceinline__ void give(char* tile, const Place& at, const Raw* raw) {
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) {
+        Quad q = quad_of_view(threadIdx.x, i);
+        UNROLL for (int k = 0; k < 4; ++k) store_bits(tile, (q.row + k) * RAW_PITCH + q.step, element(raw[i], k));
+    }
+}
+
+__device__ __forceinline__ void take(const char* tile, const Place& at, Raw* raw) {
+    UNROLL for (int i = 0; i < OF_VIEW; ++i)
+        raw[i] = shared4(tile + (twin(at, i / 2) * RAW_PITCH + at.lane * EACH + i % 2 * 4) * SIZE);
+}
+
+// ---- B and C
+
+struct Chunk {  // what a thread has read of a chunk of them
+    Raw b[OF_MATRIX], c[OF_MATRIX];
+};
+
+__device__ __forceinline__ void fetch_matrix(const Matrix& m, const Place& at, const Span& s, int first, Raw* raw) {
+    Area a = area(m, at, s, REACH, first, CHUNK);
+    int thread = opaque((int)threadIdx.x);
+    UNROLL for (int i = 0; i < OF_MATRIX; ++i) {
+        int k = thread + i * THREADS;
+        if (CHUNK * REACH / 4 % THREADS != 0 && k >= CHUNK * REACH / 4) break;
+        if (CHUNK % 4 == 0 && m.together == 2) raw[i] = fetch<true>(a, quad<true>(k, CHUNK, REACH));
+        else raw[i] = fetch<false>(a, quad<false>(k, CHUNK, REACH));
+    }
+}
+
+__device__ __forceinline__ int place_of_step(int step) { return (step & 4 ? HALF : 0) + step / EACH * 4 + (step & 3); }
+
+__device__ __forceinline__ void stage_matrix(const Matrix& m, const Raw* raw, float* tile) {
+    UNROLL for (int i = 0; i < OF_MATRIX; ++i) {
+        int k = threadIdx.x + i * THREADS;
+        if (CHUNK * REACH / 4 % THREADS != 0 && k >= CHUNK * REACH / 4) break;
+        float x[4];
+        unpack(raw[i], x);
+        if (CHUNK % 4 == 0 && m.together == 2) {
+            Quad q = quad<true>(k, CHUNK, REACH);
+            UNROLL for (int j = 0; j < 4; ++j) tile[(q.row + j) * MATRIX_PITCH + place_of_step(q.step)] = x[j];
+        } else {
+            Quad q = quad<false>(k, CHUNK, REACH);
+            *(float4*)(tile + q.row * MATRIX_PITCH + place_of_step(q.step)) = make_float4(x[0], x[1], x[2], x[3]);
+        }
+    }
+}
+
+__device__ __forceinline__ void read_share(const float* from, float* x) { four(from, x), four(from + HALF, x + 4); }
+
+// ---- the recurrence
+
+struct Work {  // a thread's steps of a window
+    float dt[TWINS][EACH], x[TWINS][EACH], y[TWINS][EACH];  // x = dt u
+};
+
+__device__ __forceinline__ void begin_work(const Problem& p, const Place& at, const Span& s, const Inputs& in, Work& my) {
+    UNROLL for (int t = 0; t < TWINS; ++t) {
+        int channel = twin(at, t);
+        bool there = channel < at.live;
+        float bias = there && p.bias != 0 ? p.bias[at.first + channel] : 0.0f;
+        float skip = there && p.D != 0 ? p.D[at.first + channel] : 0.0f;
+        UNROLL for (int i = 0; i < EACH; ++i) {
+            float u = widen(element(in.u[2 * t + i / 4], i % 4));
+            float dt = widen(element(in.delta[2 * t + i / 4], i % 4)) + bias;
+            if (p.softplus) dt = softplus(dt);
+            if (!there || at.lane * EACH + i >= s.steps) dt = 0.0f;
+            my.dt[t][i] = dt, my.y[t][i] = skip * u;
+            my.x[t][i] = opaque(dt * u);  // else it is computed again for every state, to save a register
+        }
+    }
+}
+
+// End states and decays of a lane's steps become those of all steps up to its last.
+template <int HOP>
+__device__ __forceinline__ void after_those_before(const Place& at, float& end, float& decay) {
+#ifdef EMULATED
+    float end_before = __shfl_up_sync(FULL_WARP, end, HOP, LANES), decay_before = __shfl_up_sync(FULL_WARP, decay, HOP, LANES);
+    if (at.lane >= HOP) end = fmaf(decay, end_before, end), decay *= decay_before;
+#else  // as PTX: the shuffle itself says whether there is a lane before
+    asm("{.reg .pred there; .reg .f32 end, decay;"
+        "shfl.sync.up.b32 end|there, %0, %2, %3, -1; shfl.sync.up.b32 decay, %1, %2, %3, -1;"
+        "@there fma.rn.f32 %0, %1, end, %0; @there mul.rn.f32 %1, %1, decay;}"
+        : "+f"(end), "+f"(decay)
+        : "n"(HOP), "n"((32 - LANES) << 8));
+#endif
+}
+
+// What flows into each lane from those before it, of end states and decays since zero; into the first, from the last.
+__device__ __forceinline__ float flow_in(const Place& at, float end, float decay) {
+    if (LANES > 1) after_those_before<1>(at, end, decay);
+    if (LANES > 2) after_those_before<2>(at, end, decay);
+    if (LANES > 4) after_those_before<4>(at, end, decay);
+    if (LANES > 8) after_those_before<8>(at, end, decay);
+    if (LANES > 16) after_those_before<16>(at, end, decay);
+    return __shfl_sync(FULL_WARP, end, at.lane - 1, LANES);
+}
+
+// One state of a channel through a window. carry: its first lane's. Returns the state before a thread's steps.
+template <bool ENDS>
+__device__ __forceinline__ float one_state(const Place& at, float a2, const float* dt, const float* x, const float* b,
+                                           const float* c, float* y, float* carry) {
+    bool first = at.lane == 0;
+    float decay[EACH], added[EACH], start = first ? *carry : 0.0f, end = start, all = 1.0f;
+    UNROLL for (int i = 0; i < EACH; ++i) {
+        decay[i] = exp2_fast(dt[i] * a2), added[i] = x[i] * b[i];
+        end = fmaf(decay[i], end, added[i]);
+        all = i == 0 ? decay[i] : all * decay[i];
+    }
+    float before = flow_in(at, end, all);
+    if (first) *carry = before;
+    start = opaque(first ? start : before);  // else the first lane goes its own way, and the others wait
+    float h = start;
+    UNROLL for (int i = 0; !ENDS && i < EACH; ++i) h = fmaf(decay[i], h, added[i]), y[i] = fmaf(c[i], h, y[i]);
+    return start;
+}
+
+// The states of a chunk, whose B and C are staged. KEEP: those before every WINDOW steps.
+template <bool ENDS, bool KEEP>
+__device__ __forceinline__ void walk(const Problem& p, const Place& at, const Span& s, const Tiles& tile, int first,
+                                     Work& my) {
+    i64 step = s.start + at.lane * EACH, windows = (p.length - 1) / WINDOW;
+    bool kept = KEEP && step % WINDOW == 0 && step > 0 && step < p.length;
+    float* to = p.kept + ((at.row * windows + step / WINDOW - 1) * p.channels + at.first + at.channel) * STATES + first;
+    const float *bs = tile.b + at.lane * 4, *cs = tile.c + at.lane * 4, *a2 = tile.a2 + at.channel * STATE_PITCH + first;
+    float* carry = tile.carry + at.channel * STATE_PITCH + first;
+    _Pragma("unroll 1") for (int n = 0; n < CHUNK && first + n < STATES; ++n) {
+        float b[EACH], c[EACH];
+        if (!CONST_B) read_share(bs + n * MATRIX_PITCH, b);
+        if (!CONST_C && !ENDS) read_share(cs + n * MATRIX_PITCH, c);
+        UNROLL for (int t = 0; t < TWINS; ++t) {
+            int place = t * TEAMS * STATE_PITCH + n;
+            float constant_b = CONST_B ? constant(p.B, at, twin(at, t), first + n) : 0.0f;
+            float constant_c = CONST_C && !ENDS ? constant(p.C, at, twin(at, t), first + n) : 0.0f;
+            UNROLL for (int i = 0; i < EACH; ++i) {
+                if (CONST_B) b[i] = constant_b;
+                if (CONST_C) c[i] = constant_c;
             }
-            ys[i] = y;
-        }
-        int first = start + share_steps<AT_ONCE, 1>(ys);
-        __syncwarp();  // the other lanes have read what is overwritten now
-        if (at.lane < OWNERS(AT_ONCE)) {
-            UNROLL for (int i = 0; i < AT_ONCE / OWNERS(AT_ONCE); ++i) us[first + i] = ys[i];
+            float start = one_state<ENDS>(at, a2[place], my.dt[t], my.x[t], b, c, my.y[t], carry + place);
+            if (KEEP && kept && twin(at, t) < at.live) to[t * TEAMS * STATES + n] = start;
         }
     }
 }
 
-__device__ __forceinline__ void write_out(const Problem& p, const Place& at, const Span& s, float* tile) {
-    if (p.z.data != 0) {
-        read_tile(p.z, at, s, tile, [](float* to, float z, int, bool) { *to *= z * sigmoid(z); });
-        __syncthreads();
+// A thread's y, four steps of its own or, by way of a tile, of four channels.
+__device__ __forceinline__ void exchange_y(const Place& at, const Tiles& tile, const Work& my, float (*y)[4]) {
+    float* ys = (float*)tile.u;
+    if (OVER_CHANNELS) __syncthreads();  // u and delta have been read
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) {
+        const float* own = my.y[i / 2] + i % 2 * 4;
+        UNROLL for (int k = 0; k < 4; ++k) y[i][k] = own[k];
+        if (OVER_CHANNELS)
+            *(float4*)(ys + twin(at, i / 2) * Y_PITCH + at.lane * EACH + i % 2 * 4) = make_float4(own[0], own[1], own[2], own[3]);
     }
-    write_tile(p.out, at, s, tile);
+    if (!OVER_CHANNELS) return;
+    __syncthreads();
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) {
+        Quad q = quad_of_view(threadIdx.x, i);
+        UNROLL for (int k = 0; k < 4; ++k) y[i][k] = ys[(q.row + k) * Y_PITCH + q.step];
+    }
 }
 
-SCAN_KERNEL(MANY_BLOCKS) scan_forward(const Problem p) {
+__device__ __forceinline__ void write_out(const Problem& p, const Place& at, const Span& s, const Tiles& tile,
+                                          const Raw* z, const Work& my) {
+    float y[OF_VIEW][4], gate[4];
+    exchange_y(at, tile, my, y);
+    Area a = area(p.out, at, s, REACH);
+    int thread = opaque((int)threadIdx.x);
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) {
+        if (p.z.data != 0) {
+            unpack(z[i], gate);
+            UNROLL for (int k = 0; k < 4; ++k) y[i][k] *= gate[k] * sigmoid(gate[k]);
+        }
+        write<OVER_CHANNELS>(a, quad_of_view(thread, i), pack(y[i]));
+    }
+}
+
+// ---- the kernels
+
+// Each thread's part of A and of the states that a segment begins with; ENDS: with zero.
+template <bool ENDS>
+__device__ __forceinline__ void begin_states(const Problem& p, const Place& at, const Tiles& tile) {
+    const float* from = at.segment == 0 ? p.initial : p.ends;
+    for (int t = 0; t < TWINS; ++t) {
+        int channel = twin(at, t), place = channel * STATE_PITCH;
+        i64 start = (at.segment == 0 ? by_row(p, at, channel) : by_segment(p, at, channel)) * STATES;
+        for (int n = at.lane; n < STATES; n += LANES)
+            tile.a2[place + n] = channel < at.live ? p.A[(i64)(at.first + channel) * STATES + n] * LOG2E : 0.0f;
+        for (int n = 0; at.lane == 0 && n < STATES; ++n)
+            tile.carry[place + n] = !ENDS && from != 0 && channel < at.live ? from[start + n] : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void end_states(const Place& at, const Tiles& tile, float* to, bool by_segments,
+                                           const Problem& p) {
+    for (int t = 0; at.lane == 0 && t < TWINS; ++t) {
+        int channel = twin(at, t);
+        i64 place = (by_segments ? by_segment(p, at, channel) : by_row(p, at, channel)) * STATES;
+        for (int n = 0; channel < at.live && n < STATES; ++n) to[place + n] = tile.carry[channel * STATE_PITCH + n];
+    }
+}
+
+__device__ __forceinline__ void fetch_inputs(const Problem& p, const Place& at, const Span& s, Inputs& in) {
+    fetch_view(p.u, at, s, in.u);
+    fetch_view(p.delta, at, s, in.delta);
+}
+
+template <bool ENDS>
+__device__ __forceinline__ void fetch_chunk(const Problem& p, const Place& at, const Span& s, int first, Chunk& next) {
+    if (!CONST_B) fetch_matrix(p.B, at, s, first, next.b);
+    if (!CONST_C && !ENDS) fetch_matrix(p.C, at, s, first, next.c);
+}
+
+// What was fetched across channels, to the owners of the steps; in between, B and C are staged.
+template <bool ENDS>
+__device__ __forceinline__ void stage(const Problem& p, const Place& at, const Tiles& tile, const Chunk& next, bool first,
+                                      Inputs& in) {
+    __syncthreads();  // what is overwritten now has been read
+    if (OVER_CHANNELS && first) give(tile.u, at, in.u), give(tile.delta, at, in.delta);
+    if (!CONST_B) stage_matrix(p.B, next.b, tile.b);
+    if (!CONST_C && !ENDS) stage_matrix(p.C, next.c, tile.c);
+    __syncthreads();
+    if (OVER_CHANNELS && first) take(tile.u, at, in.u), take(tile.delta, at, in.delta);
+}
+
+// A segment's windows, one after the other; what comes next is read before it is needed. Returns the sum of a thread's
+// step sizes in sums[TWINS].
+template <bool ENDS>
+__device__ __forceinline__ void run(const Problem& p, const Place& at, const Tiles& tile, float* sums) {
+    Inputs in;
+    Chunk next;
+    Work my;
+    Raw z[OF_VIEW];
+    begin_states<ENDS>(p, at, tile);
+    fetch_inputs(p, at, span(at, at.begin, REACH), in);
+    fetch_chunk<ENDS>(p, at, span(at, at.begin, REACH), 0, next);
+    for (i64 start = at.begin; start < at.end; start += REACH) {
+        Span s = span(at, start, REACH), after = span(at, start + REACH, REACH);
+        _Pragma("unroll 1") for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+            stage<ENDS>(p, at, tile, next, chunk == 0, in);
+            if (chunk == 0) {
+                begin_work(p, at, s, in, my);
+                if (!ENDS) fetch_view(p.z, at, s, z);
+                if (start + REACH < at.end) fetch_inputs(p, at, after, in);
+            }
+            if (chunk + 1 < CHUNKS) fetch_chunk<ENDS>(p, at, s, (chunk + 1) * CHUNK, next);
+            else if (start + REACH < at.end) fetch_chunk<ENDS>(p, at, after, 0, next);
+            if (ENDS || p.kept == 0) walk<ENDS, false>(p, at, s, tile, chunk * CHUNK, my);
+            else walk<ENDS, !ENDS>(p, at, s, tile, chunk * CHUNK, my);
+        }
+        if (!ENDS) write_out(p, at, s, tile, z, my);
+        UNROLL for (int t = 0; ENDS && t < TWINS; ++t) {
+            UNROLL for (int i = 0; i < EACH; ++i) sums[t] += my.dt[t][i];
+        }
+    }
+}
+
+SCAN_KERNEL(BLOCKS) scan_forward(const Problem p) {
     SHARED_MEMORY(memory);
     Tiles tile = tiles(memory);
     Place at = place(p);
-    float h[NS], a2[NS], constant_b[NS], constant_c[NS];
-    begin_states(p, at, h, a2);
-    if (CONST_B) load_constant(p.B, at, 0, constant_b);
-    if (CONST_C) load_constant(p.C, at, 0, constant_c);
-    float skip = p.D != 0 && at.channel < at.live && at.lane == 0 ? p.D[at.first + at.channel] : 0.0f;
-    i64 windows = (p.length - 1) / WINDOW;
-    for (i64 start = at.begin; start < at.end; start += WINDOW) {
-        if (p.kept != 0 && start > 0)
-            store_states(p.kept, (at.row * windows + start / WINDOW - 1) * p.channels + at.first + at.channel, at, 0, h);
-        Span s = span(at, start);
-        read_steps<false>(p, at, s, tile.dt, 0);
-        read_plain(p.u, at, s, tile.u);
-        if (!CONST_B) read_matrix<1, 0, MATRIX_PITCH>(p.B, at, s, tile.b);
-        if (!CONST_C) read_matrix<1, 0, MATRIX_PITCH>(p.C, at, s, tile.c);
-        __syncthreads();
-        walk(tile, at, skip, a2, constant_b, constant_c, h);
-        __syncthreads();
-        write_out(p, at, s, tile.u);
-        __syncthreads();
-    }
-    if (at.end == p.length) store_states(p.last, by_row(p, at), at, 0, h);
+    run<false>(p, at, tile, 0);
+    if (at.end == p.length) end_states(at, tile, p.last, false, p);
 }
-#endif
+
+// From zero, for segments (see cuda_segments.cuh): ends (B, S, D, N), the end states, and sums (B, S, D), of step sizes.
+SCAN_KERNEL(BLOCKS) scan_ends(const Problem p) {
+    SHARED_MEMORY(memory);
+    Tiles tile = tiles(memory);
+    Place at = place(p);
+    float sums[TWINS] = {};
+    run<true>(p, at, tile, sums);
+    end_states(at, tile, p.ends, true, p);
+    for (int t = 0; t < TWINS; ++t) {
+        for (int mask = 1; mask < LANES; mask *= 2) sums[t] += __shfl_xor_sync(FULL_WARP, sums[t], mask);
+        if (at.lane == 0 && twin(at, t) < at.live) p.sums[by_segment(p, at, twin(at, t))] = sums[t];
+    }
+}

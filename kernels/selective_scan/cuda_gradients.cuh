@@ -4,56 +4,67 @@
 __device__ __forceinline__ void begin_thread(const Problem& p, const Place& at, Thread& my) {
     const int turn = TURN_OF(at.channel);
     load_states(p.A, at.first + at.channel, at, turn, my.a2);
-    if (at.end == p.end) load_states(p.dlast, by_row(p, at), at, turn, my.flow);
-    else load_states(p.ends, by_segment(p, at), at, turn, my.flow);
+    if (at.end == p.end) load_states(p.dlast, by_row(p, at, at.channel), at, turn, my.flow);
+    else load_states(p.ends, by_segment(p, at, at.channel), at, turn, my.flow);
     if (CONST_B) load_constant(p.B, at, turn, my.b);
     if (CONST_C) load_constant(p.C, at, turn, my.c);
     my.skip = p.D != 0 && at.channel < at.live ? p.D[at.first + at.channel] : 0.0f;
-    UNROLL for (int j = 0; j < NS; ++j) my.a2[j] *= LOG2E, my.dA[j] = my.dB[j] = my.dC[j] = 0.0f;
-    my.dD = my.dbias = 0.0f;
+    UNROLL for (int j = 0; j < NS; ++j) my.a2[j] *= LOG2E;
 }
 
 __device__ __forceinline__ void state_before(const Problem& p, const Place& at, i64 start, float* h) {
     const int turn = TURN_OF(at.channel);
     i64 windows = (p.length - 1) / WINDOW, channel = at.first + at.channel;
-    if (start == 0) load_states(p.initial, by_row(p, at), at, turn, h);
+    if (start == 0) load_states(p.initial, by_row(p, at, at.channel), at, turn, h);
     else load_states(p.kept, (at.row * windows + start / WINDOW - 1) * p.channels + channel, at, turn, h);
 }
 
 __device__ __forceinline__ void stage_window(const Problem& p, const BackTiles& tile, const Place& at, const Span& s) {
-    read_steps<true>(p, at, s, tile.dt, tile.slope);
-    read_plain(p.u, at, s, tile.u);
-    if (!CONST_B) read_matrix<COPIES, COPY_STEP, COPY_PITCH>(p.B, at, s, tile.b);
-    if (!CONST_C) read_matrix<COPIES, COPY_STEP, COPY_PITCH>(p.C, at, s, tile.c);
-    read_gradient(p, at, s, tile.g);
+    Raw delta[OF_TILE], u[OF_TILE], dout[OF_TILE], z[OF_TILE];
+    fetch_view(p.delta, at, s, delta), fetch_view(p.u, at, s, u);
+    fetch_view(p.dout, at, s, dout), fetch_view(p.z, at, s, z);
+    if (!CONST_B) stage_matrix<COPIES, COPY_PITCH>(p.B, at, s, tile.b);
+    if (!CONST_C) stage_matrix<COPIES, COPY_PITCH>(p.C, at, s, tile.c);
+    stage_steps(p, at, s, delta, tile.dt, tile.slope);
+    stage_plain(u, tile.u);
+    stage_gradient(p, dout, z, tile.g);
     __syncthreads();
 }
 
 // du, ddelta and dz, of which the tiles u, dt and g hold du, ddelta and y.
 __device__ __forceinline__ void write_window(const Problem& p, const BackTiles& tile, const Place& at, const Span& s) {
+    Raw dout[OF_TILE], z[OF_TILE];
+    if (p.z.data != 0) fetch_view(p.dout, at, s, dout), fetch_view(p.z, at, s, z);
     __syncthreads();
-    write_tile(p.du, at, s, tile.u);
-    write_tile(p.ddelta, at, s, tile.dt);
-    if (p.z.data != 0) {
-        read_tile(p.dout, at, s, tile.g, [](float* to, float dout, int, bool) { *to *= dout; });
-        __syncthreads();
-        read_tile(p.z, at, s, tile.g, [](float* to, float z, int, bool) {
-            float s = sigmoid(z);
-            *to *= s * fmaf(z, 1.0f - s, 1.0f);
-        });
-        __syncthreads();
-        write_tile(p.dz, at, s, tile.g);
-    }
-    __syncthreads();
+    UNROLL for (int i = 0; i < OF_TILE; ++i) {
+        if (!is_quad(i)) continue;
+        Quad q = quad_of_tile(threadIdx.x, i);
+        float x[4], gate[4], g[4];
+        get_quad(tile.u, q, x), write_view(p.du, at, s, i, x);
+        get_quad(tile.dt, q, x), write_view(p.ddelta, at, s, i, x);
+        if (p.z.data == 0) continue;
+        get_quad(tile.g, q, x), unpack(z[i], gate), unpack(dout[i], g);
+        UNROLL for (int k = 0; k < 4; ++k) {
+            float open = sigmoid(gate[k]);
+            x[k] *= g[k] * open * fmaf(gate[k], 1.0f - open, 1.0f);
+        }
+        write_view(p.dz, at, s, i, x);
+    }  // what is staged next into these tiles, the same thread puts where it has read
 }
 
-__device__ __forceinline__ void write_channel_sums(const Problem& p, const Place& at, const Thread& my) {
-    const int turn = TURN_OF(at.channel);
-    store_states(p.dA, by_segment(p, at), at, turn, my.dA);
-    if (CONST_B) store_states(p.dB, by_segment(p, at), at, turn, my.dB);
-    if (CONST_C) store_states(p.dC, by_segment(p, at), at, turn, my.dC);
-    float dD = over_lanes(my.dD), dbias = over_lanes(my.dbias);
-    if (at.lane == 0 && at.channel < at.live) p.dD[by_segment(p, at)] = dD, p.dbias[by_segment(p, at)] = dbias;
+__device__ __forceinline__ void store_totals(float* to, const Problem& p, const Place& at, const float* totals) {
+    float x[NS];
+    UNROLL for (int j = 0; j < NS; ++j) x[j] = totals[j * THREADS];
+    store_states(to, by_segment(p, at, at.channel), at, TURN_OF(at.channel), x);
+}
+
+__device__ __forceinline__ void write_totals(const Problem& p, const Place& at, const float* totals) {
+    store_totals(p.dA, p, at, totals), totals += NS * THREADS;
+    if (CONST_B) store_totals(p.dB, p, at, totals), totals += NS * THREADS;
+    if (CONST_C) store_totals(p.dC, p, at, totals), totals += NS * THREADS;
+    float dD = over_lanes(totals[0]), dbias = over_lanes(totals[THREADS]);
+    i64 place = by_segment(p, at, at.channel);
+    if (at.lane == 0 && at.channel < at.live) p.dD[place] = dD, p.dbias[place] = dbias;
 }
 
 SCAN_KERNEL(BLOCKS) scan_backward(const Problem p) {
@@ -62,15 +73,16 @@ SCAN_KERNEL(BLOCKS) scan_backward(const Problem p) {
     Place at = place(p);
     Thread my;
     begin_thread(p, at, my);
+    UNROLL for (int i = 0; i < OF_CHANNEL; ++i) tile.totals[i * THREADS] = 0.0f;
     i64 windows = (at.end - at.begin + WINDOW - 1) / WINDOW;
     for (i64 w = windows - 1; w >= 0; --w) {
-        Span s = span(at, at.begin + w * WINDOW);
+        Span s = span(at, at.begin + w * WINDOW, WINDOW);
         float h[NS];
         state_before(p, at, s.start, h);
         stage_window(p, tile, at, s);
         walk_back(p, tile, at, my, s, h);
         write_window(p, tile, at, s);
     }
-    if (at.begin == p.begin) store_states(p.dinitial, by_row(p, at), at, TURN_OF(at.channel), my.flow);
-    write_channel_sums(p, at, my);
+    if (at.begin == p.begin) store_states(p.dinitial, by_row(p, at, at.channel), at, TURN_OF(at.channel), my.flow);
+    write_totals(p, at, tile.totals);
 }

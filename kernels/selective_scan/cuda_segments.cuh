@@ -2,64 +2,57 @@
 // start state times exp(A sum of steps); so every segment is first run from zero (scan_ends), then the start states
 // follow one from the other (scan_join), and the pass proper starts from those. Backwards in time likewise.
 
-// g = dout silu(z).
-__device__ __forceinline__ void read_gradient(const Problem& p, const Place& at, const Span& s, float* tile) {
-    read_plain(p.dout, at, s, tile);
-    if (p.z.data == 0) return;
-    __syncthreads();
-    read_tile(p.z, at, s, tile, [](float* to, float z, int, bool there) { *to = there ? *to * z * sigmoid(z) : 0.0f; });
+#if BACKWARD
+struct EndTiles {
+    float *dt, *g;  // (CHANNELS, WINDOW), see `spot`
+    float *c;       // (WINDOW, PADDED + 4)
+};
+
+__device__ __forceinline__ EndTiles end_tiles(float* memory) {
+    EndTiles t = {memory, memory + CHANNELS * WINDOW, memory + 2 * CHANNELS * WINDOW};
+    return t;
 }
 
-// From zero: ends (B, S, D, N) = the end states, sums (B, S, D) = the sums of steps. With p.reverse, backwards: of the
-// recurrence R_{t-1} = a_t (C_t g_t + R_t) with g = dout silu(z), from the segment's end to its beginning.
-template <bool REVERSE>
-__device__ __forceinline__ void ends_of_segment(const Problem& p, const Place& at, const Tiles& tile) {
-    const Matrix& matrix = REVERSE ? p.C : p.B;
-    const bool constant = REVERSE ? CONST_C : CONST_B;
-    float h[NS], a2[NS], m[NS], sum = 0.0f;
+__device__ __forceinline__ void stage_end(const Problem& p, const EndTiles& tile, const Place& at, const Span& s) {
+    Raw delta[OF_TILE], dout[OF_TILE], z[OF_TILE];
+    fetch_view(p.delta, at, s, delta), fetch_view(p.dout, at, s, dout), fetch_view(p.z, at, s, z);
+    __syncthreads();  // what is overwritten now has been read
+    if (!CONST_C) stage_matrix<1, PADDED + 4>(p.C, at, s, tile.c);
+    stage_steps(p, at, s, delta, tile.dt, 0);
+    stage_gradient(p, dout, z, tile.g);
+    __syncthreads();
+}
+
+// The recurrence R_{t-1} = a_t (C_t g_t + R_t) with g = dout silu(z), from zero at a segment's end to its beginning:
+// ends (B, S, D, N), and sums (B, S, D), of step sizes.
+SCAN_KERNEL(BLOCKS) scan_ends_reverse(const Problem p) {
+    SHARED_MEMORY(memory);
+    EndTiles tile = end_tiles(memory);
+    Place at = place(p);
+    float flow[NS], a2[NS], c[NS], sum = 0.0f;
     load_states(p.A, at.first + at.channel, at, 0, a2);
-    if (constant) load_constant(matrix, at, 0, m);
-    UNROLL for (int j = 0; j < NS; ++j) h[j] = 0.0f, a2[j] *= LOG2E;
-    float *dts = tile.dt + at.channel * ROW, *us = tile.u + at.channel * ROW;
-    const float* ms = tile.b + at.lane * NS;
+    if (CONST_C) load_constant(p.C, at, 0, c);
+    UNROLL for (int j = 0; j < NS; ++j) flow[j] = 0.0f, a2[j] *= LOG2E;
     i64 windows = (at.end - at.begin + WINDOW - 1) / WINDOW;
-    for (i64 w = 0; w < windows; ++w) {
-        Span s = span(at, at.begin + (REVERSE ? windows - 1 - w : w) * WINDOW);
-        read_steps<false>(p, at, s, tile.dt, 0);
-        if (REVERSE) read_gradient(p, at, s, tile.u);
-        else read_plain(p.u, at, s, tile.u);
-        if (!constant) read_matrix<1, 0, MATRIX_PITCH>(matrix, at, s, tile.b);
-        __syncthreads();
-        UNROLL4 for (int i = 0; i < WINDOW; ++i) {
-            int t = REVERSE ? WINDOW - 1 - i : i;
-            float dt = dts[t], u = us[t], x = REVERSE ? u : dt * u;
-            if (!constant) read_share(ms + t * MATRIX_PITCH, m);
-            sum += dt;
-            UNROLL for (int j = 0; j < NS; ++j) {
-                float a = exp2_fast(dt * a2[j]);
-                h[j] = REVERSE ? a * fmaf(x, m[j], h[j]) : fmaf(x, m[j], a * h[j]);
+    for (i64 w = windows - 1; w >= 0; --w) {
+        stage_end(p, tile, at, span(at, at.begin + w * WINDOW, WINDOW));
+        _Pragma("unroll 1") for (int first = WINDOW - 4; first >= 0; first -= 4) {
+            float dts[4], gs[4];
+            steps_of<4>(tile.dt, at, first, dts), steps_of<4>(tile.g, at, first, gs);
+            UNROLL for (int i = 3; i >= 0; --i) {
+                if (!CONST_C) read_share(tile.c + (first + i) * (PADDED + 4) + at.lane * NS, c);
+                sum += dts[i];
+                UNROLL for (int j = 0; j < NS; ++j) flow[j] = exp2_fast(dts[i] * a2[j]) * fmaf(gs[i], c[j], flow[j]);
             }
         }
-        __syncthreads();
     }
-    store_states(p.ends, by_segment(p, at), at, 0, h);
-    if (at.channel < at.live && at.lane == 0) p.sums[by_segment(p, at)] = sum;
-}
-
-#if !BACKWARD
-SCAN_KERNEL(ENDS_BLOCKS) scan_ends(const Problem p) {
-    SHARED_MEMORY(memory);
-    ends_of_segment<false>(p, place(p), tiles(memory));
-}
-#else
-SCAN_KERNEL(ENDS_BLOCKS) scan_ends_reverse(const Problem p) {
-    SHARED_MEMORY(memory);
-    ends_of_segment<true>(p, place(p), tiles(memory));
+    store_states(p.ends, by_segment(p, at, at.channel), at, 0, flow);
+    if (at.channel < at.live && at.lane == 0) p.sums[by_segment(p, at, at.channel)] = sum;
 }
 #endif
 
 // One thread per row, channel and state: ends becomes what flows into each segment.
-SCAN_KERNEL(MANY_BLOCKS) scan_join(const Problem p) {
+SCAN_KERNEL(1) scan_join(const Problem p) {
     i64 i = (i64)blockIdx.x * THREADS + threadIdx.x, per_row = p.channels * STATES;
     if (i >= p.rows * per_row) return;
     i64 row = i / per_row, channel = i % per_row / STATES;

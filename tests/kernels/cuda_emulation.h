@@ -13,6 +13,10 @@
 #define __forceinline__ inline
 struct Index { unsigned x; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
 inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
@@ -55,12 +59,19 @@ static void wait_for(Wait what) {
 }
 static inline void __syncthreads() { wait_for(AT_BLOCK); }
 static inline void __syncwarp() { wait_for(AT_WARP); }
-static inline float __shfl_xor_sync(unsigned, float x, int mask) {
+static inline float exchange(float x, unsigned from) {
     Fiber& me = fibers[threadIdx.x];
     unsigned turn = me.exchanges++ % 2;
     me.slot[turn] = x;
     wait_for(AT_WARP);
-    return fibers[threadIdx.x ^ (unsigned)mask].slot[turn];
+    return fibers[from].slot[turn];
+}
+static inline float __shfl_xor_sync(unsigned, float x, int mask) { return exchange(x, threadIdx.x ^ (unsigned)mask); }
+static inline float __shfl_up_sync(unsigned, float x, unsigned hop, unsigned width) {
+    return exchange(x, threadIdx.x % width >= hop ? threadIdx.x - hop : threadIdx.x);
+}
+static inline float __shfl_sync(unsigned, float x, unsigned lane, unsigned width) {
+    return exchange(x, threadIdx.x / width * width + lane % width);
 }
 
 struct Problem;

@@ -50,7 +50,7 @@ def library(specialisation: Specialisation, without: str = "") -> ctypes.CDLL:
     command = ["g++", *flags, str(_HERE / "cuda_emulation.cpp"), "-o", str(path)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     built = ctypes.CDLL(str(path))
-    assert built.size_of_problem() == ctypes.sizeof(Problem)
+    assert built.size_of_problem() == Problem.SIZE
     return built
 
 
@@ -72,12 +72,12 @@ class Emulation:
         return self.count
 
     def launch(
-        self, specialisation: Specialisation, kernel: str, blocks: int, problem: Problem, device: torch.device
+        self, specialisation: Specialisation, kernel: str, blocks: int, problem: bytes, device: torch.device
     ) -> None:
         self.launched.append((kernel, specialisation, blocks))
         built = library(specialisation, self.without)
         shared = specialisation.shared_bytes[kernel]
         function = ctypes.cast(built[kernel], ctypes.c_void_p)
         sizes = ctypes.c_long(blocks), ctypes.c_long(shared)
-        status = built.emulate(function, ctypes.byref(problem), *sizes, ctypes.c_int(self.backwards))
+        status = built.emulate(function, ctypes.c_char_p(problem), *sizes, ctypes.c_int(self.backwards))
         assert status == 0, f"{kernel}: {FAILURES[status]}"

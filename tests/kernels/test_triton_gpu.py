@@ -100,12 +100,13 @@ def test_auto_takes_triton() -> None:
 def decode(state: Tensor, columns: Tensor, x: Tensor, A: Tensor, B: Tensor, weight: Tensor) -> Tensor:
     """A step of a layer, its states written in place."""
     seen = kernels.causal_conv1d_update_(x, columns, weight, None, "silu", backend="triton")
-    return kernels.selective_state_update_(state, seen, x, -A.exp(), B, B, dt_softplus=True, backend="triton")
+    return kernels.selective_state_update_(state, seen, x, A, B, B, dt_softplus=True, backend="triton")
 
 
 @DTYPES
 def test_a_step_in_place_takes_no_memory_waits_for_nothing_and_is_captured(dtype: torch.dtype) -> None:
-    x, A, B, weight = normal((4, 256), (256, 16), (4, 16), (256, 4))
+    x, A_log, B, weight = normal((4, 256), (256, 16), (4, 16), (256, 4))
+    A = -A_log.exp()
     states = normal((4, 256, 16), (4, 256, 3), dtype=dtype)
     kept = [state.clone() for state in states]
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
