@@ -12,6 +12,9 @@ from torch import Tensor
 import kernels
 from archs.contract import Lease, State
 
+_MANY_HEADS = 128  # of all rows together, which are enough for a GPU
+_PIECES = 64  # of the columns that one query sees
+
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (B, H, L, E)."""
 
@@ -51,10 +54,17 @@ def attend(
     mask: of `causal_mask`, or of `source_mask` where not causal.
     """
     grouped = query.shape[1] != keys.shape[1]
-    if grouped and query.shape[2] == 1:
+    if query.shape[2] == 1 and (grouped or query.is_cuda):
         # The heads of a group are rows of one query then: keys and values are read once, and never repeated.
         rows = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-        return F.scaled_dot_product_attention(rows, keys, values, mask, dropout).flatten(1, 2)[:, :, None]
+        alone = (
+            query.is_cuda and not dropout and rows.shape[0] * rows.shape[1] < _MANY_HEADS and keys.shape[2] >= _PIECES
+        )
+        return (
+            _one_query(rows, keys, values, mask)
+            if alone
+            else F.scaled_dot_product_attention(rows, keys, values, mask, dropout)
+        ).flatten(1, 2)[:, :, None]
     if grouped and query.device.type == "cuda" and (mask is not None or query.dtype == torch.float32):
         # No fused CUDA kernel takes groups there, and the unfused one holds the scores: repeated heads cost less.
         groups = query.shape[1] // keys.shape[1]
@@ -71,6 +81,21 @@ def attend(
         is_causal=causal and mask is None and query.shape[2] > 1,
         enable_gqa=grouped,
     )
+
+
+def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """As F.scaled_dot_product_attention, of few rows (B, H, G, E) over many columns: these are shared out in pieces.
+
+    Fused kernels share out rows and heads alone, and leave most of a GPU idle here (Dao et al. 2023, Flash-Decoding).
+    """
+    scores = query @ keys.mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1)
+    shared = keys.shape[2] // _PIECES * _PIECES
+    parts = weights[..., :shared].unflatten(-1, (_PIECES, -1)).transpose(2, 3)
+    summed = (parts @ values[:, :, :shared].unflatten(2, (_PIECES, -1))).sum(2)
+    return summed + weights[..., shared:] @ values[:, :, shared:]
 
 
 def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

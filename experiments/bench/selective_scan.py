@@ -12,6 +12,7 @@ from torch._higher_order_ops.associative_scan import associative_scan
 
 import kernels
 from experiments.bench import _mamba_ssm
+from experiments.bench._graphs import Graphed
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
 
@@ -20,29 +21,35 @@ CHUNK = 16
 CALLS = 100
 """Calls on tensors so small that what is left is what a call costs."""
 STATES = 16
+_LOOPS = ("eager loop", "16-step chunk, compiled", "associative_scan, compiled", "mambapy pscan")
 
 
 def cases(device: torch.device) -> Iterator[Case]:
     """The shape of a large layer, and two lengths at which training is compared; time against length; one call."""
-    yield _case("forward", 1, 1536, 2048, device)
-    yield _case("forward+backward", 1, 1536, 2048, device)
-    for length in (1024, 4096):
-        yield _case("forward", 2, 512, length, device)
-        yield _case("forward+backward", 2, 512, length, device)
-    yield _case("forward", 1, 1536, 2048, device, peers=False, dtype=torch.bfloat16)
-    for length in (2**10, 2**14, 2**18, 2**20):
-        yield _case("forward", 1, 32, length, device, peers=False)
-    for backward in (False, True):
-        yield _calls(backward, device)
     if device.type == "cuda":
         yield from _on_gpu(device)
+    else:
+        yield _case("forward", 1, 1536, 2048, device)
+        yield _case("forward+backward", 1, 1536, 2048, device)
+        for length in (1024, 4096):
+            yield _case("forward", 2, 512, length, device)
+            yield _case("forward+backward", 2, 512, length, device)
+        yield _case("forward", 1, 1536, 2048, device, among=(), dtype=torch.bfloat16)
+    for length in (2**10, 2**14, 2**18, 2**20):
+        yield _case("forward", 1, 32, length, device, among=())
+    for backward in (False, True):
+        yield _calls(backward, device)
 
 
 def _on_gpu(device: torch.device) -> Iterator[Case]:
-    """As models are trained there, in bfloat16, against what is made for GPUs alone."""
-    for rows, length in ((1, 2**11), (8, 2**11), (1, 2**16), (1, 2**20)):
+    """As models are trained there, in bfloat16, against what is made for GPUs; once against what a user can write."""
+    rivals = ("eager loop", "16-step chunk, compiled")
+    yield _case("forward", 1, 1536, 2048, device, among=rivals)
+    for rows, length in ((1, 2**11), (2, 2**11), (4, 2**11), (8, 2**11), (1, 2**16), (1, 2**20)):
         for mode in ("forward", "forward+backward"):
-            yield _case(mode, rows, 1536, length, device, dtype=torch.bfloat16, among=("our triton", "mamba_ssm"))
+            among = ("mamba_ssm", "our triton") if length < 2**20 else ("mamba_ssm",)
+            yield _case(mode, rows, 1536, length, device, dtype=torch.bfloat16, among=among)
+    yield _case("forward+backward", 8, 1536, 2**11, device, dtype=torch.bfloat16, among=("mamba_ssm",), last=True)
 
 
 def _case(
@@ -51,12 +58,15 @@ def _case(
     channels: int,
     length: int,
     device: torch.device,
-    peers: bool = True,
     dtype: torch.dtype = torch.float32,
-    among: Collection[str] = (),
+    among: Collection[str] | None = None,
+    last: bool = False,
 ) -> Case:
-    """among: the only peers to be asked, if any are named."""
-    tensors = draw(rows, channels, length, device, dtype)
+    """among: the only peers to be asked, by default all. last: channels lie side by side, as in a model.
+
+    On a GPU each is timed as one CUDA graph, the loops of small operations excepted: `_calls` tells what a call costs.
+    """
+    tensors = draw(rows, channels, length, device, dtype, last)
     backward = mode != "forward"
     elements = rows * channels * length
     size = dtype.itemsize
@@ -70,19 +80,22 @@ def _case(
         "associative_scan, compiled": _compiled(_associative, tensors),
         "mambapy pscan": peer("mambapy.pscan", lambda module: lambda: _pscan(module.pscan, tensors)),
         "mamba_ssm": peer("mamba_ssm.ops.selective_scan_interface", lambda m: _theirs(m, tensors), _mamba_ssm.find),
+        "our triton": lambda: _ours(tensors, "triton"),
     }
-    if backward or not peers:
-        del contestants["associative_scan, compiled"]  # has no backward pass on a CPU
-    if device.type == "cuda":
-        contestants["our triton"] = lambda: _ours(tensors, "triton")
-    if among:
-        contestants = {name: contestants[name] for name in among}
-    works = {name: c if isinstance(c, str) else _in_mode(c, tensors, backward) for name, c in contestants.items()}
-    ours = _in_mode(lambda: _ours(tensors, "auto"), tensors, backward)
-    if backward and not among:
+    if among is None:
+        among = [name for name in contestants if name != "our triton"]
+    if backward:
+        among = [name for name in among if name != "associative_scan, compiled"]  # has no backward pass on a CPU
+    works: dict[str, Any] = {"ours": lambda: _ours(tensors, "auto")} | {name: contestants[name] for name in among}
+    works = {name: work if isinstance(work, str) else _in_mode(work, tensors, backward) for name, work in works.items()}
+    if backward and among:
         works["our forward pass alone"] = _in_mode(lambda: _ours(tensors, "auto"), tensors, False)
+    if device.type == "cuda":
+        works = {
+            name: work if isinstance(work, str) or name in _LOOPS else Graphed(work) for name, work in works.items()
+        }
     name = f"{mode} B={rows} D={channels} L={length}" + (f" {dtype}" if dtype != torch.float32 else "")
-    return Case(name, ours, floor, works if peers else {}, elements=elements)
+    return Case(name + ", channels last" * last, works.pop("ours"), floor, works, elements=elements)
 
 
 def _calls(backward: bool, device: torch.device) -> Case:
@@ -104,28 +117,35 @@ def _calls(backward: bool, device: torch.device) -> Case:
 
 
 def draw(
-    rows: int, channels: int, length: int, device: torch.device, dtype: torch.dtype = torch.float32
+    rows: int,
+    channels: int,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    last: bool = False,
 ) -> dict[str, Tensor]:
     """Arguments as a freshly initialised layer would see them, with gate, skip and softplus; leaves of a graph.
 
-    dtype: that of what varies in time.
+    dtype: that of what varies in time. last: it lies (B, L, ...) in memory.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+        rows, columns, steps = shape
+        drawn = torch.randn(rows, steps, columns, generator=generator, device=device, dtype=dtype).mT
+        return drawn if last else drawn.contiguous()
 
     tensors = {
         "u": normal(rows, channels, length),
-        "delta": normal(rows, channels, length) / 2 - 4,
-        "A": -torch.arange(1.0, STATES + 1).repeat(channels, 1),
+        "delta": normal(rows, channels, length).div_(2).sub_(4),
+        "A": -torch.arange(1.0, STATES + 1, device=device).repeat(channels, 1),
         "B": normal(rows, STATES, length),
         "C": normal(rows, STATES, length),
-        "D": torch.ones(channels),
+        "D": torch.ones(channels, device=device),
         "z": normal(rows, channels, length),
-        "delta_bias": torch.zeros(channels),
+        "delta_bias": torch.zeros(channels, device=device),
     }
-    return {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
+    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
 def _ours(tensors: dict[str, Tensor], backend: str) -> Tensor:

@@ -17,10 +17,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_SHARED = 99 * 1024
 """Bytes of shared memory that a block may have on every GPU since compute capability 8.0."""
 
-_SEGMENT = 256  # the fewest steps that are worth a segment
-_WARPS = 8  # per multiprocessor, below which the work is cut finer
+_SEGMENT = 4 * WINDOW  # the fewest steps that are worth a segment
+_WARPS = 8  # per multiprocessor, that a channel's time is shared out for, forwards
 _EACH = 8  # steps of a thread, forwards
-_CHANNELS = 16  # of a block forwards, so that a step's lie in a whole sector of memory
+_CHANNELS = (16, 8, 4)  # of a block, forwards
+_NEAR = 2**23  # elements; of larger strides, offsets within what a block moves at once may need more than 32 bits
 
 _VIEWS = ("u", "delta", "z", "out", "dout", "du", "ddelta", "dz")
 _MATRICES = ("B", "C", "grad_B", "grad_C")
@@ -90,7 +91,7 @@ def _together(tensor: Tensor, across: bool, per_group: int) -> int:
     A block's first channel is a multiple of four where it is within its group, and where the groups are such.
     """
     rows, channels, steps = tensor.stride()
-    if tensor.data_ptr() % (4 * tensor.element_size()) or rows % 4:
+    if tensor.data_ptr() % (4 * tensor.element_size()) or rows % 4 or max(channels, steps) >= _NEAR:
         return 0
     if across:
         return int(channels == 1 and steps % 4 == 0 and (per_group % 4 == 0 or per_group == tensor.shape[1]))
@@ -100,7 +101,7 @@ def _together(tensor: Tensor, across: bool, per_group: int) -> int:
 def _matrix_together(matrix: Tensor) -> int:
     """1 where four steps lie together and aligned, 2 where four states do, else 0."""
     rows, groups, states, steps = matrix.stride()
-    if matrix.data_ptr() % (4 * matrix.element_size()) or rows % 4 or groups % 4:
+    if matrix.data_ptr() % (4 * matrix.element_size()) or rows % 4 or groups % 4 or max(states, steps) >= _NEAR:
         return 0
     if steps == 1 and states % 4 == 0:
         return 1
@@ -144,8 +145,12 @@ class Specialisation:
 
     @property
     def blocks(self) -> int:
-        """How many of them a multiprocessor must have registers for: forwards 168 for a thread, else 128 or 255."""
-        return max(1, (384 if not self.backward else 512 if self._lean else 256) // self.threads)
+        """How many of them a multiprocessor must have registers for: 128, 168, 200 or 255 for a thread."""
+        if self.backward:
+            threads = 512 if self._lean else 256
+        else:
+            threads = 320 if self.twins == 2 and self.dtype == torch.float32 else 384
+        return max(1, threads // self.threads)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -185,9 +190,7 @@ class Specialisation:
 def specialise(u: Tensor, A: Tensor, B: Tensor, C: Tensor, backward: bool, processors: int) -> Specialisation:
     """The module for these tensors."""
     constant, across = (B.dim() == 2, C.dim() == 2), u.stride(1) == 1 and u.stride(2) != 1
-    return _specialise(
-        u.dtype, tuple(u.shape), A.shape[1], groups_of(B, C), backward, across, constant, processors
-    )
+    return _specialise(u.dtype, tuple(u.shape), A.shape[1], groups_of(B, C), backward, across, constant, processors)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -208,7 +211,7 @@ def _specialise(
         threads = backward_threads(states, lanes)
     else:
         lanes, twins = _forward_lanes(rows * channels, length, per_group, processors)
-        threads = max(32, _CHANNELS // twins * lanes)
+        threads = max(32, _forward_channels(rows * groups, per_group, across, processors) // twins * lanes)
     while threads > 32 and threads // lanes * twins >= 2 * per_group:
         threads //= 2
     found = Specialisation(dtype, states, lanes, twins, threads, backward, across, *constant)
@@ -219,12 +222,22 @@ def _specialise(
 
 def _forward_lanes(channels: int, length: int, per_group: int, processors: int) -> tuple[int, int]:
     """Threads of a channel and channels of a thread: the more threads, the fewer channels it takes to fill the machine;
-    the fewer, the less they have to exchange."""
-    twins = 2 if per_group > 1 else 1
+    the fewer, the less they have to exchange and to read."""
     lanes = 8
-    while lanes < 32 and lanes * _EACH < length and channels // twins * lanes // 32 < _WARPS * processors:
+    if per_group > 1 and channels // 2 * lanes // 32 >= _WARPS * processors:
+        return lanes, 2
+    while lanes < 32 and lanes * _EACH < length and channels * lanes // 32 < _WARPS * processors:
         lanes *= 2
-    return lanes, twins
+    return lanes, 1
+
+
+def _forward_channels(groups: int, per_group: int, across: bool, processors: int) -> int:
+    """Of a block: so many that the multiprocessor with most of them has few, but no fewer than share what they read."""
+
+    def most(count: int) -> int:
+        return -(-groups * -(-per_group // count) // processors) * count
+
+    return min(_CHANNELS[: 2 if across else 3], key=most)
 
 
 def backward_threads(states: int, lanes: int) -> int:
@@ -243,10 +256,12 @@ def power_of_two(number: int) -> int:
 
 
 def segment_length(steps: int, blocks: int, specialisation: Specialisation, processors: int) -> int:
-    """Steps per segment: all, or as few as fill the machine; a multiple of WINDOW."""
-    wanted = -(-_WARPS * processors // max(1, blocks * specialisation.threads // 32))
-    pieces = min(wanted, steps // _SEGMENT)
-    if pieces <= 2:  # running everything twice would cost what it wins
+    """Steps per segment, a multiple of WINDOW: all of them, or so many that the blocks fill the machine once.
+
+    Forwards a segment's end costs nearly as much as the pass itself, backwards a quarter of it.
+    """
+    pieces = min(processors * specialisation.blocks // blocks, steps // _SEGMENT)
+    if pieces < (2 if specialisation.backward else 3):
         return steps
     return -(-steps // pieces // WINDOW) * WINDOW
 

@@ -6,7 +6,7 @@
 #define EACH 8                // steps of a thread
 #define REACH (LANES * EACH)  // steps of a window
 #define HALF (REACH / 2)
-#define CHUNK (STATES < 16 ? STATES : 16)        // states whose B and C are staged at once
+#define CHUNK (STATES < 16 ? STATES : 16)  // states whose B and C are staged at once
 #define CHUNKS ((STATES + CHUNK - 1) / CHUNK)
 #define OF_MATRIX ((CHUNK * REACH / 4 + THREADS - 1) / THREADS)  // quads of a matrix's chunk that a thread stages
 #define OF_VIEW (2 * TWINS)                                      // of a tensor's window
@@ -113,13 +113,20 @@ __device__ __forceinline__ void begin_work(const Problem& p, const Place& at, co
         bool there = channel < at.live;
         float bias = there && p.bias != 0 ? p.bias[at.first + channel] : 0.0f;
         float skip = there && p.D != 0 ? p.D[at.first + channel] : 0.0f;
+        float u[EACH], dt[EACH];
+        unpack(in.u[2 * t], u), unpack(in.u[2 * t + 1], u + 4);
+        unpack(in.delta[2 * t], dt), unpack(in.delta[2 * t + 1], dt + 4);
+        UNROLL for (int i = 0; i < EACH; ++i) dt[i] += bias;
+        if (p.softplus) {
+            UNROLL for (int i = 0; i < EACH; ++i) dt[i] = softplus(dt[i]);
+        }
+        int steps = there ? s.steps - at.lane * EACH : 0;
+        if (__builtin_expect(steps < EACH, 0)) {
+            UNROLL for (int i = 0; i < EACH; ++i) dt[i] = i < steps ? dt[i] : 0.0f;
+        }
         UNROLL for (int i = 0; i < EACH; ++i) {
-            float u = widen(element(in.u[2 * t + i / 4], i % 4));
-            float dt = widen(element(in.delta[2 * t + i / 4], i % 4)) + bias;
-            if (p.softplus) dt = softplus(dt);
-            if (!there || at.lane * EACH + i >= s.steps) dt = 0.0f;
-            my.dt[t][i] = dt, my.y[t][i] = skip * u;
-            my.x[t][i] = opaque(dt * u);  // else it is computed again for every state, to save a register
+            my.dt[t][i] = dt[i], my.y[t][i] = skip * u[i];
+            my.x[t][i] = opaque(dt[i] * u[i]);  // else it is computed again for every state, to save a register
         }
     }
 }
@@ -173,7 +180,7 @@ template <bool ENDS, bool KEEP>
 __device__ __forceinline__ void walk(const Problem& p, const Place& at, const Span& s, const Tiles& tile, int first,
                                      Work& my) {
     i64 step = s.start + at.lane * EACH, windows = (p.length - 1) / WINDOW;
-    bool kept = KEEP && step % WINDOW == 0 && step > 0 && step < p.length;
+    bool kept = KEEP && step % WINDOW == 0 && step > 0 && step < at.end;
     float* to = p.kept + ((at.row * windows + step / WINDOW - 1) * p.channels + at.first + at.channel) * STATES + first;
     const float *bs = tile.b + at.lane * 4, *cs = tile.c + at.lane * 4, *a2 = tile.a2 + at.channel * STATE_PITCH + first;
     float* carry = tile.carry + at.channel * STATE_PITCH + first;
@@ -190,8 +197,9 @@ __device__ __forceinline__ void walk(const Problem& p, const Place& at, const Sp
                 if (CONST_C) c[i] = constant_c;
             }
             float start = one_state<ENDS>(at, a2[place], my.dt[t], my.x[t], b, c, my.y[t], carry + place);
-            if (KEEP && kept && twin(at, t) < at.live) to[t * TEAMS * STATES + n] = start;
+            if (KEEP && kept && twin(at, t) < at.live) to[t * TEAMS * STATES] = start;
         }
+        if (KEEP) ++to;
     }
 }
 
@@ -215,17 +223,18 @@ __device__ __forceinline__ void exchange_y(const Place& at, const Tiles& tile, c
 
 __device__ __forceinline__ void write_out(const Problem& p, const Place& at, const Span& s, const Tiles& tile,
                                           const Raw* z, const Work& my) {
-    float y[OF_VIEW][4], gate[4];
+    float y[OF_VIEW][4];
     exchange_y(at, tile, my, y);
-    Area a = area(p.out, at, s, REACH);
-    int thread = opaque((int)threadIdx.x);
-    UNROLL for (int i = 0; i < OF_VIEW; ++i) {
-        if (p.z.data != 0) {
+    if (p.z.data != 0) {
+        UNROLL for (int i = 0; i < OF_VIEW; ++i) {
+            float gate[4];
             unpack(z[i], gate);
             UNROLL for (int k = 0; k < 4; ++k) y[i][k] *= gate[k] * sigmoid(gate[k]);
         }
-        write<OVER_CHANNELS>(a, quad_of_view(thread, i), pack(y[i]));
     }
+    Area a = area(p.out, at, s, REACH);
+    int thread = opaque((int)threadIdx.x);
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) write<OVER_CHANNELS>(a, quad_of_view(thread, i), pack(y[i]));
 }
 
 // ---- the kernels

@@ -48,10 +48,15 @@ __device__ __forceinline__ bool inside(const Area& a, const Quad& q, int k) {
     return OVER_ROWS ? q.row + k < a.rows && q.step < a.steps : q.row < a.rows && q.step + k < a.steps;
 }
 
+// Within a whole area offsets have 32 bits. The rest is rare, and kept out of the way.
+__device__ __forceinline__ char* of_whole(const Area& a, const Quad& q) {
+    return a.data + (q.row * (int)a.row + q.step * (int)a.step) * SIZE;
+}
+
 template <bool OVER_ROWS>
 __device__ __forceinline__ Raw fetch(const Area& a, const Quad& q) {
+    if (__builtin_expect(a.whole, 1)) return load4(of_whole(a, q));
     i64 offset = q.row * a.row + q.step * a.step, hop = OVER_ROWS ? a.row : a.step;
-    if (a.whole) return load4(a.data + offset * SIZE);
     Raw raw;
     UNROLL for (int k = 0; k < 4; ++k)
         put(raw, k, inside<OVER_ROWS>(a, q, k) ? bits_of(a.data, offset + k * hop) : 0u);
@@ -60,11 +65,11 @@ __device__ __forceinline__ Raw fetch(const Area& a, const Quad& q) {
 
 template <bool OVER_ROWS>
 __device__ __forceinline__ void write(const Area& a, const Quad& q, const Raw& raw) {
-    i64 offset = q.row * a.row + q.step * a.step, hop = OVER_ROWS ? a.row : a.step;
-    if (a.whole) {
-        store4(a.data + offset * SIZE, raw);
+    if (__builtin_expect(a.whole, 1)) {
+        store4(of_whole(a, q), raw);
         return;
     }
+    i64 offset = q.row * a.row + q.step * a.step, hop = OVER_ROWS ? a.row : a.step;
     UNROLL for (int k = 0; k < 4; ++k)
         if (inside<OVER_ROWS>(a, q, k)) store_bits(a.data, offset + k * hop, element(raw, k));
 }
