@@ -57,14 +57,7 @@ def attend(
     if query.shape[2] == 1 and (grouped or query.is_cuda):
         # The heads of a group are rows of one query then: keys and values are read once, and never repeated.
         rows = query.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-        alone = (
-            query.is_cuda and not dropout and rows.shape[0] * rows.shape[1] < _MANY_HEADS and keys.shape[2] >= _PIECES
-        )
-        return (
-            _one_query(rows, keys, values, mask)
-            if alone
-            else F.scaled_dot_product_attention(rows, keys, values, mask, dropout)
-        ).flatten(1, 2)[:, :, None]
+        return _of_one_query(rows, keys, values, mask, dropout).flatten(1, 2)[:, :, None]
     if grouped and query.device.type == "cuda" and (mask is not None or query.dtype == torch.float32):
         # No fused CUDA kernel takes groups there, and the unfused one holds the scores: repeated heads cost less.
         groups = query.shape[1] // keys.shape[1]
@@ -83,8 +76,16 @@ def attend(
     )
 
 
-def _one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """As F.scaled_dot_product_attention, of few rows (B, H, G, E) over many columns: these are shared out in pieces.
+def _of_one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """As F.scaled_dot_product_attention, of few rows (B, H, G, E)."""
+    few = query.shape[0] * query.shape[1] < _MANY_HEADS
+    if query.is_cuda and few and not dropout and keys.shape[2] >= _PIECES:
+        return _in_pieces(query, keys, values, mask)
+    return F.scaled_dot_product_attention(query, keys, values, mask, dropout)
+
+
+def _in_pieces(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same, with the columns shared out in pieces.
 
     Fused kernels share out rows and heads alone, and leave most of a GPU idle here (Dao et al. 2023, Flash-Decoding).
     """

@@ -15,7 +15,7 @@ from experiments.bench._measure import Work
 from experiments.bench._steps import weights
 
 S = TypeVar("S")
-ROOM = 256
+ROOM = 400
 """Tokens that are decoded at most while one case is timed."""
 CONTEXTS = (1024, 16384)
 ROWS = (1, 16)

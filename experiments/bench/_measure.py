@@ -17,8 +17,8 @@ from kernels import ceilings, gpu_ceilings
 
 LEAST, MOST = 3, 30
 """Timings of each contestant: at least, at most."""
-SECONDS = 4.0
-"""What the timings of one case may take together, beyond the least number of them."""
+SECONDS = {"cpu": 4.0, "cuda": 1.0}
+"""What the timings of one case may take together, beyond the least number of them; a GPU is not shared."""
 SHORT = 0.5
 """Seconds; what takes less is run twice in its turn, and the second run counts."""
 
@@ -117,7 +117,7 @@ def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[s
         work()
     begun = time.perf_counter()
     for turn in range(MOST):
-        if turn >= LEAST and time.perf_counter() - begun > SECONDS:
+        if turn >= LEAST and time.perf_counter() - begun > SECONDS[device.type]:
             break
         for name, work in contestants.items():
             times[name].append(_warm(work, device))
@@ -132,7 +132,7 @@ def _warm(work: Work, device: torch.device) -> float:
     seconds = timed(work, device)
     if seconds >= SHORT:
         return seconds
-    times = 1 if device.type == "cpu" else min(MOST, 1 + int(IN_A_ROW / seconds))
+    times = 1 if device.type == "cpu" else min(10, 1 + int(IN_A_ROW / seconds))
 
     def in_a_row() -> None:
         for _ in range(times):

@@ -20,7 +20,7 @@ LEAST_SHARED = 99 * 1024
 _SEGMENT = 4 * WINDOW  # the fewest steps that are worth a segment
 _WARPS = 8  # per multiprocessor, that a channel's time is shared out for, forwards
 _EACH = 8  # steps of a thread, forwards
-_CHANNELS = (16, 8, 4)  # of a block, forwards
+_CHANNELS = (16, 12, 8, 6, 4, 2, 1)  # of a block, forwards
 _NEAR = 2**23  # elements; of larger strides, offsets within what a block moves at once may need more than 32 bits
 
 _VIEWS = ("u", "delta", "z", "out", "dout", "du", "ddelta", "dz")
@@ -211,12 +211,12 @@ def _specialise(
         threads = backward_threads(states, lanes)
     else:
         lanes, twins = _forward_lanes(rows * channels, length, per_group, processors)
-        threads = max(32, _forward_channels(rows * groups, per_group, across, processors) // twins * lanes)
-    while threads > 32 and threads // lanes * twins >= 2 * per_group:
+        threads = _forward_threads(rows * groups, per_group, lanes // twins, across, processors)
+    while backward and threads > 32 and threads // lanes >= 2 * per_group:
         threads //= 2
     found = Specialisation(dtype, states, lanes, twins, threads, backward, across, *constant)
     while not backward and max(found.shared_bytes.values()) > LEAST_SHARED:
-        found = replace(found, lanes=found.lanes // 2, threads=max(32, found.threads // 2))
+        found = replace(found, lanes=found.lanes // 2, threads=found.threads // 2)
     return found
 
 
@@ -231,13 +231,15 @@ def _forward_lanes(channels: int, length: int, per_group: int, processors: int) 
     return lanes, 1
 
 
-def _forward_channels(groups: int, per_group: int, across: bool, processors: int) -> int:
-    """Of a block: so many that the multiprocessor with most of them has few, but no fewer than share what they read."""
+def _forward_threads(groups: int, per_group: int, per_channel: int, across: bool, processors: int) -> int:
+    """Of a block: for so many channels that the multiprocessor with most of them has few, but rather for many, which
+    share what they read; where channels lie together, a multiple of four of them, and eight at least."""
 
     def most(count: int) -> int:
         return -(-groups * -(-per_group // count) // processors) * count
 
-    return min(_CHANNELS[: 2 if across else 3], key=most)
+    counts = [count for count in _CHANNELS if count * per_channel % 32 == 0 and not (across and count in (6, 4))]
+    return min(counts, key=most) * per_channel
 
 
 def backward_threads(states: int, lanes: int) -> int:

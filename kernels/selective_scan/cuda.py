@@ -76,7 +76,21 @@ def _in(dtype: torch.dtype, tensor: Any) -> Any:
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _scan_of(tensors: tuple[Any, ...], softplus: bool) -> tuple[Tensor, Tensor]:
+def _scan_of(tensors: tuple[Tensor | None, ...], softplus: bool) -> Any:
+    """By the operator, or where nothing but eager mode will see it, by what that does."""
+    keep = native.differentiable(tensors)
+    arguments: Any = (*tensors, softplus, keep)
+    if not gpu.plain(*tensors):
+        return scan(*arguments)[:2]
+    return (native.Eager.apply(_scan, _save, _differentiate, *arguments) if keep else _scan(*arguments))[:2]
+
+
+def _in(dtype: torch.dtype, tensor: Any) -> Any:
+    """The tensor, if there is one, in a dtype; to ask takes a tenth of the time of a conversion that does nothing."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _scan_of(tensors: Any, softplus: bool) -> Any:
     """By the operator, or where nothing but eager mode will see it, by what that does."""
     keep = native.differentiable(tensors)
     if not gpu.plain(*tensors):

@@ -211,6 +211,13 @@ __device__ __forceinline__ void store4(char* to, const Raw& raw) {  // aligned t
 #endif
 }
 
+// Has what lies there brought nearer, for a later read.
+__device__ __forceinline__ void expect(const void* there) {
+#ifndef EMULATED
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(there));
+#endif
+}
+
 __device__ __forceinline__ void store_bits(char* data, i64 offset, unsigned bits) {
 #if SIZE == 4
     ((unsigned*)data)[offset] = bits;

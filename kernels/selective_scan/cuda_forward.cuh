@@ -9,6 +9,8 @@
 #define CHUNK (STATES < 16 ? STATES : 16)  // states whose B and C are staged at once
 #define CHUNKS ((STATES + CHUNK - 1) / CHUNK)
 #define OF_MATRIX ((CHUNK * REACH / 4 + THREADS - 1) / THREADS)  // quads of a matrix's chunk that a thread stages
+#define AT_ONCE (TWINS == 1 && STATES % 2 == 0 && !CONST_B && !CONST_C ? 2 : 1)  // states that go side by side
+#define PAIRS (TWINS * AT_ONCE)                                  // of a channel and a state
 #define OF_VIEW (2 * TWINS)                                      // of a tensor's window
 #define MATRIX_PITCH (REACH + 4)
 #define STATE_PITCH (STATES | 1)
@@ -101,6 +103,14 @@ __device__ __forceinline__ void stage_matrix(const Matrix& m, const Raw* raw, fl
 
 __device__ __forceinline__ void read_share(const float* from, float* x) { four(from, x), four(from + HALF, x + 4); }
 
+// A constant matrix's state n of the thread's channels, at every step the same.
+__device__ __forceinline__ void read_constant(const Matrix& m, const Place& at, int n, float (*x)[EACH]) {
+    UNROLL for (int t = 0; t < TWINS; ++t) {
+        float value = constant(m, at, twin(at, t), n);
+        UNROLL for (int i = 0; i < EACH; ++i) x[t][i] = value;
+    }
+}
+
 // ---- the recurrence
 
 struct Work {  // a thread's steps of a window
@@ -147,32 +157,44 @@ __device__ __forceinline__ void after_those_before(const Place& at, float& end, 
 }
 
 // What flows into each lane from those before it, of end states and decays since zero; into the first, from the last.
-__device__ __forceinline__ float flow_in(const Place& at, float end, float decay) {
-    if (LANES > 1) after_those_before<1>(at, end, decay);
-    if (LANES > 2) after_those_before<2>(at, end, decay);
-    if (LANES > 4) after_those_before<4>(at, end, decay);
-    if (LANES > 8) after_those_before<8>(at, end, decay);
-    if (LANES > 16) after_those_before<16>(at, end, decay);
-    return __shfl_sync(FULL_WARP, end, at.lane - 1, LANES);
+__device__ __forceinline__ void flow_in(const Place& at, float* end, float* decay) {
+    UNROLL for (int k = 0; LANES > 1 && k < PAIRS; ++k) after_those_before<1>(at, end[k], decay[k]);
+    UNROLL for (int k = 0; LANES > 2 && k < PAIRS; ++k) after_those_before<2>(at, end[k], decay[k]);
+    UNROLL for (int k = 0; LANES > 4 && k < PAIRS; ++k) after_those_before<4>(at, end[k], decay[k]);
+    UNROLL for (int k = 0; LANES > 8 && k < PAIRS; ++k) after_those_before<8>(at, end[k], decay[k]);
+    UNROLL for (int k = 0; LANES > 16 && k < PAIRS; ++k) after_those_before<16>(at, end[k], decay[k]);
+    UNROLL for (int k = 0; k < PAIRS; ++k) end[k] = __shfl_sync(FULL_WARP, end[k], at.lane - 1, LANES);
 }
 
-// One state of a channel through a window. carry: its first lane's. Returns the state before a thread's steps.
+// A state, or two, of a thread's channels through a window. a2, carry: the first channel's; b, c: of each state, or where
+// they are constant of each channel. start: gets the states before the thread's steps, (TWINS, AT_ONCE).
 template <bool ENDS>
-__device__ __forceinline__ float one_state(const Place& at, float a2, const float* dt, const float* x, const float* b,
-                                           const float* c, float* y, float* carry) {
+__device__ __forceinline__ void step_through(const Place& at, const float* a2, float (*b)[EACH], float (*c)[EACH],
+                                             Work& my, float* carry, float* start) {
+    float decay[PAIRS][EACH], added[PAIRS][EACH], end[PAIRS], all[PAIRS];
     bool first = at.lane == 0;
-    float decay[EACH], added[EACH], start = first ? *carry : 0.0f, end = start, all = 1.0f;
-    UNROLL for (int i = 0; i < EACH; ++i) {
-        decay[i] = exp2_fast(dt[i] * a2), added[i] = x[i] * b[i];
-        end = fmaf(decay[i], end, added[i]);
-        all = i == 0 ? decay[i] : all * decay[i];
+    UNROLL for (int k = 0; k < PAIRS; ++k) {
+        int t = k / AT_ONCE, j = k % AT_ONCE, place = t * TEAMS * STATE_PITCH + j;
+        float a = a2[place];
+        end[k] = start[k] = first ? carry[place] : 0.0f;
+        UNROLL for (int i = 0; i < EACH; ++i) {
+            decay[k][i] = exp2_fast(my.dt[t][i] * a), added[k][i] = my.x[t][i] * b[CONST_B ? k : j][i];
+            end[k] = fmaf(decay[k][i], end[k], added[k][i]);
+            all[k] = i == 0 ? decay[k][i] : all[k] * decay[k][i];
+        }
     }
-    float before = flow_in(at, end, all);
-    if (first) *carry = before;
-    start = opaque(first ? start : before);  // else the first lane goes its own way, and the others wait
-    float h = start;
-    UNROLL for (int i = 0; !ENDS && i < EACH; ++i) h = fmaf(decay[i], h, added[i]), y[i] = fmaf(c[i], h, y[i]);
-    return start;
+    flow_in(at, end, all);
+    UNROLL for (int k = 0; k < PAIRS; ++k) {
+        int t = k / AT_ONCE, j = k % AT_ONCE;
+        if (first) carry[t * TEAMS * STATE_PITCH + j] = end[k];
+        start[k] = opaque(first ? start[k] : end[k]);  // else the first lane goes its own way, and the others wait
+    }
+    UNROLL for (int k = 0; !ENDS && k < PAIRS; ++k) {
+        int t = k / AT_ONCE, j = k % AT_ONCE;
+        float h = start[k];
+        UNROLL for (int i = 0; i < EACH; ++i)
+            h = fmaf(decay[k][i], h, added[k][i]), my.y[t][i] = fmaf(c[CONST_C ? k : j][i], h, my.y[t][i]);
+    }
 }
 
 // The states of a chunk, whose B and C are staged. KEEP: those before every WINDOW steps.
@@ -184,22 +206,18 @@ __device__ __forceinline__ void walk(const Problem& p, const Place& at, const Sp
     float* to = p.kept + ((at.row * windows + step / WINDOW - 1) * p.channels + at.first + at.channel) * STATES + first;
     const float *bs = tile.b + at.lane * 4, *cs = tile.c + at.lane * 4, *a2 = tile.a2 + at.channel * STATE_PITCH + first;
     float* carry = tile.carry + at.channel * STATE_PITCH + first;
-    _Pragma("unroll 1") for (int n = 0; n < CHUNK && first + n < STATES; ++n) {
-        float b[EACH], c[EACH];
-        if (!CONST_B) read_share(bs + n * MATRIX_PITCH, b);
-        if (!CONST_C && !ENDS) read_share(cs + n * MATRIX_PITCH, c);
-        UNROLL for (int t = 0; t < TWINS; ++t) {
-            int place = t * TEAMS * STATE_PITCH + n;
-            float constant_b = CONST_B ? constant(p.B, at, twin(at, t), first + n) : 0.0f;
-            float constant_c = CONST_C && !ENDS ? constant(p.C, at, twin(at, t), first + n) : 0.0f;
-            UNROLL for (int i = 0; i < EACH; ++i) {
-                if (CONST_B) b[i] = constant_b;
-                if (CONST_C) c[i] = constant_c;
-            }
-            float start = one_state<ENDS>(at, a2[place], my.dt[t], my.x[t], b, c, my.y[t], carry + place);
-            if (KEEP && kept && twin(at, t) < at.live) to[t * TEAMS * STATES] = start;
+    _Pragma("unroll 1") for (int n = 0; n < CHUNK && first + n < STATES; n += AT_ONCE) {
+        float b[PAIRS][EACH], c[PAIRS][EACH], start[PAIRS];
+        UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+            if (!CONST_B) read_share(bs + (n + j) * MATRIX_PITCH, b[j]);
+            if (!CONST_C && !ENDS) read_share(cs + (n + j) * MATRIX_PITCH, c[j]);
         }
-        if (KEEP) ++to;
+        if (CONST_B) read_constant(p.B, at, first + n, b);
+        if (CONST_C && !ENDS) read_constant(p.C, at, first + n, c);
+        step_through<ENDS>(at, a2 + n, b, c, my, carry + n, start);
+        UNROLL for (int k = 0; KEEP && k < PAIRS; ++k)
+            if (kept && twin(at, k / AT_ONCE) < at.live) to[k / AT_ONCE * TEAMS * STATES + k % AT_ONCE] = start[k];
+        if (KEEP) to += AT_ONCE;
     }
 }
 

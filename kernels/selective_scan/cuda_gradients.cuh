@@ -31,6 +31,16 @@ __device__ __forceinline__ void stage_window(const Problem& p, const BackTiles& 
     __syncthreads();
 }
 
+// What the window before is going to read; registers to keep it in there are none.
+__device__ __forceinline__ void expect_window(const Problem& p, const Place& at, i64 start) {
+    i64 windows = (p.length - 1) / WINDOW, channel = at.first + at.channel;
+    if (start < at.begin) return;
+    Span s = span(at, start, WINDOW);
+    expect_view(p.delta, at, s), expect_view(p.u, at, s), expect_view(p.dout, at, s), expect_view(p.z, at, s);
+    if (start > 0 && at.channel < at.live)
+        expect(p.kept + ((at.row * windows + start / WINDOW - 1) * p.channels + channel) * STATES + at.lane * NS);
+}
+
 // du, ddelta and dz, of which the tiles u, dt and g hold du, ddelta and y.
 __device__ __forceinline__ void write_window(const Problem& p, const BackTiles& tile, const Place& at, const Span& s) {
     Raw dout[OF_TILE], z[OF_TILE];
@@ -80,6 +90,7 @@ SCAN_KERNEL(BLOCKS) scan_backward(const Problem p) {
         float h[NS];
         state_before(p, at, s.start, h);
         stage_window(p, tile, at, s);
+        expect_window(p, at, s.start - WINDOW);
         walk_back(p, tile, at, my, s, h);
         write_window(p, tile, at, s);
     }

@@ -24,6 +24,14 @@ __device__ __forceinline__ void fetch_view(const View& v, const Place& at, const
         if (is_quad(i)) raw[i] = fetch<OVER_CHANNELS>(a, quad_of_tile(thread, i));
 }
 
+__device__ __forceinline__ void expect_view(const View& v, const Place& at, const Span& s) {
+    if (v.data == 0) return;
+    Area a = area(v, at, s, WINDOW);
+    int thread = opaque((int)threadIdx.x);
+    UNROLL for (int i = 0; i < OF_TILE; ++i)
+        if (a.whole && is_quad(i)) expect(of_whole(a, quad_of_tile(thread, i)));
+}
+
 __device__ __forceinline__ void write_view(const View& v, const Place& at, const Span& s, int i, const float* x) {
     write<OVER_CHANNELS>(area(v, at, s, WINDOW), quad_of_tile(opaque((int)threadIdx.x), i), pack(x));
 }

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.selective_scan import cuda
+from kernels.selective_scan import _cuda_problem, cuda
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation is compiled by g++")
 
@@ -69,23 +69,45 @@ def test_shapes(case: Case) -> None:
     assert_right(case)
 
 
-def test_few_lanes_for_many_channels(machine: Emulation) -> None:
-    """As a large batch is run: all states of a channel in one thread."""
-    case = Case(64, channels=128, states=16, groups_B=1, groups_C=1, rows=3)
-    assert_right(case)
-    assert {specialisation.lanes for kernel, specialisation, _ in machine.launched if "forward" in kernel} == {1}
+@pytest.mark.parametrize("last", [False, True], ids=["steps", "channels"])
+@pytest.mark.parametrize("sharing", [(8, 2), (8, 1), (16, 2), (16, 1), (32, 2), (32, 1)], ids=str)
+def test_every_way_to_share_out_time(
+    sharing: tuple[int, int], last: bool, machine: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of a channel, and channels of a thread; of an odd number of states too."""
+    monkeypatch.setattr(_cuda_problem, "_forward_lanes", lambda *given: sharing)
+    for length, states in ((290, 16), (64, 5)):
+        _cuda_problem._specialise.cache_clear()
+        assert_right(Case(length, channels=24, states=states, groups_B=1, groups_C=1, rows=1, channel_last=last))
+    _cuda_problem._specialise.cache_clear()
+    forwards = {(one.lanes, one.twins) for kernel, one, _ in machine.launched if kernel == "scan_forward"}
+    assert forwards == {sharing}
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "expected"),
+    [(1, 1536, (32, 1, 12)), (8, 1536, (8, 2, 16)), (2, 1536, (16, 1, 12)), (1, 100, (32, 1, 1))],
+    ids=str,
+)
+def test_a_gpu_is_filled_evenly(rows: int, channels: int, expected: tuple[int, int, int]) -> None:
+    """Lanes, twins and channels of a block on 132 multiprocessors."""
+    u = torch.empty(rows, channels, 2048, device="meta", dtype=torch.bfloat16)
+    A, B = torch.empty(channels, 16), torch.empty(rows, 1, 16, 2048, device="meta")
+    one = _cuda_problem.specialise(u, A, B, B, False, 132)
+    assert (one.lanes, one.twins, one.channels) == expected
 
 
 def test_groups_whose_first_channel_is_not_aligned(machine: Emulation) -> None:
     """Of 65 channels that lie together: four at once may only be moved in the first."""
-    machine.count = 2
     assert_right(Case(40, channels=260, states=16, groups_B=4, groups_C=4, rows=1, channel_last=True))
-    assert {specialisation.channels for _, specialisation, _ in machine.launched} == {64}
+    assert {one.channels for kernel, one, _ in machine.launched if kernel == "scan_backward"} == {64}
 
 
+@pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
 @pytest.mark.parametrize("case", [Case(1000), at_length(MAMBA, 609)], ids=["odd", "mamba"])
-def test_segments(case: Case, machine: Emulation) -> None:
-    machine.count = 20
+def test_segments(case: Case, backwards: bool, machine: Emulation) -> None:
+    """In whatever order they run."""
+    machine.count, machine.backwards = 60, backwards
     assert_right(case)
     assert {"scan_ends", "scan_join", "scan_ends_reverse"} <= {kernel for kernel, *_ in machine.launched}
 
