@@ -168,9 +168,9 @@ class Specialisation:
         return self._shared_backward() if self.backward else self._shared_forward()
 
     def _shared_forward(self) -> dict[str, int]:
-        reach, over_channels = self.lanes * _EACH, self.across and self.channels >= 4
+        reach = self.lanes * _EACH
         matrices = 4 * 2 * min(16, self.states) * (reach + 4)
-        inputs = 2 * self.channels * (reach * self.dtype.itemsize + 16) if over_channels else 0
+        inputs = 2 * self.channels * (reach * self.dtype.itemsize + 16) if self.across else 0
         size = matrices + inputs + 4 * 2 * self.channels * (self.states | 1)
         return {"scan_forward": size, "scan_ends": size, "scan_join": 0}
 
@@ -206,14 +206,16 @@ def _specialise(
 ) -> Specialisation:
     rows, channels, length = shape
     per_group = channels // groups
+    across = across and per_group >= 4
     if backward:
         lanes, twins = min(32, power_of_two(-(-states // 4))), 1
         threads = backward_threads(states, lanes)
+        while threads > 32 and threads // lanes >= 2 * per_group:
+            threads //= 2
     else:
         lanes, twins = _forward_lanes(rows * channels, length, per_group, processors)
         threads = _forward_threads(rows * groups, per_group, lanes // twins, across, processors)
-    while backward and threads > 32 and threads // lanes >= 2 * per_group:
-        threads //= 2
+    across = across and threads // lanes * twins >= 4
     found = Specialisation(dtype, states, lanes, twins, threads, backward, across, *constant)
     while not backward and max(found.shared_bytes.values()) > LEAST_SHARED:
         found = replace(found, lanes=found.lanes // 2, threads=found.threads // 2)
@@ -233,13 +235,13 @@ def _forward_lanes(channels: int, length: int, per_group: int, processors: int) 
 
 def _forward_threads(groups: int, per_group: int, per_channel: int, across: bool, processors: int) -> int:
     """Of a block: for so many channels that the multiprocessor with most of them has few, but rather for many, which
-    share what they read; where channels lie together, a multiple of four of them, and eight at least."""
+    share what they read; where channels lie together, a multiple of four."""
 
     def most(count: int) -> int:
         return -(-groups * -(-per_group // count) // processors) * count
 
-    counts = [count for count in _CHANNELS if count * per_channel % 32 == 0 and not (across and count in (6, 4))]
-    return min(counts, key=most) * per_channel
+    usable = [count for count in _CHANNELS if count * per_channel % 32 == 0 and not (across and count % 4)]
+    return min(usable, key=most) * per_channel
 
 
 def backward_threads(states: int, lanes: int) -> int:

@@ -10,7 +10,7 @@
 //   TWINS     channels that a thread works on; backwards 1
 //   THREADS   of a block: it has THREADS / LANES * TWINS channels, all of one group
 //   BLOCKS    that a multiprocessor has registers for
-//   ACROSS    1 where channels lie together in memory, 0 where steps do
+//   ACROSS    1 where channels lie together in memory and are moved four at once, 0 where steps do
 //   CONST_B, CONST_C   1 where the matrix is (D, N), constant in time
 // Steps behind the end and channels behind the last have step size 0 and input 0, which leave a state exactly as it was.
 

@@ -24,7 +24,7 @@ struct Tiles {
 };
 
 __device__ __forceinline__ Tiles tiles(float* memory) {
-    const int raw = OVER_CHANNELS * CHANNELS * RAW_PITCH * SIZE;
+    const int raw = ACROSS * CHANNELS * RAW_PITCH * SIZE;
     Tiles t;
     t.b = memory, t.c = t.b + CHUNK * MATRIX_PITCH;
     t.u = (char*)(t.c + CHUNK * MATRIX_PITCH), t.delta = t.u + raw;
@@ -43,14 +43,14 @@ struct Inputs {  // of one window: a thread's quads
 // Number i of the quads that a thread moves: of its own steps, or where channels lie together across these.
 __device__ __forceinline__ Quad quad_of_view(int thread, int i) {
     Quad own = {thread / LANES + i / 2 * TEAMS, thread % LANES * EACH + i % 2 * 4};
-    return OVER_CHANNELS ? quad<true>(thread + i * THREADS, CHANNELS, REACH) : own;
+    return ACROSS ? quad<true>(thread + i * THREADS, CHANNELS, REACH) : own;
 }
 
 __device__ __forceinline__ void fetch_view(const View& v, const Place& at, const Span& s, Raw* raw) {
     if (v.data == 0) return;
     Area a = area(v, at, s, REACH);
     int thread = opaque((int)threadIdx.x);  // else addresses lie in registers from the first window on
-    UNROLL for (int i = 0; i < OF_VIEW; ++i) raw[i] = fetch<OVER_CHANNELS>(a, quad_of_view(thread, i));
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) raw[i] = fetch<ACROSS>(a, quad_of_view(thread, i));
 }
 
 // Quads across channels into a tile, from which their owners read them, with a barrier between.
@@ -224,14 +224,14 @@ __device__ __forceinline__ void walk(const Problem& p, const Place& at, const Sp
 // A thread's y, four steps of its own or, by way of a tile, of four channels.
 __device__ __forceinline__ void exchange_y(const Place& at, const Tiles& tile, const Work& my, float (*y)[4]) {
     float* ys = (float*)tile.u;
-    if (OVER_CHANNELS) __syncthreads();  // u and delta have been read
+    if (ACROSS) __syncthreads();  // u and delta have been read
     UNROLL for (int i = 0; i < OF_VIEW; ++i) {
         const float* own = my.y[i / 2] + i % 2 * 4;
         UNROLL for (int k = 0; k < 4; ++k) y[i][k] = own[k];
-        if (OVER_CHANNELS)
+        if (ACROSS)
             *(float4*)(ys + twin(at, i / 2) * Y_PITCH + at.lane * EACH + i % 2 * 4) = make_float4(own[0], own[1], own[2], own[3]);
     }
-    if (!OVER_CHANNELS) return;
+    if (!ACROSS) return;
     __syncthreads();
     UNROLL for (int i = 0; i < OF_VIEW; ++i) {
         Quad q = quad_of_view(threadIdx.x, i);
@@ -252,7 +252,7 @@ __device__ __forceinline__ void write_out(const Problem& p, const Place& at, con
     }
     Area a = area(p.out, at, s, REACH);
     int thread = opaque((int)threadIdx.x);
-    UNROLL for (int i = 0; i < OF_VIEW; ++i) write<OVER_CHANNELS>(a, quad_of_view(thread, i), pack(y[i]));
+    UNROLL for (int i = 0; i < OF_VIEW; ++i) write<ACROSS>(a, quad_of_view(thread, i), pack(y[i]));
 }
 
 // ---- the kernels
@@ -296,11 +296,11 @@ template <bool ENDS>
 __device__ __forceinline__ void stage(const Problem& p, const Place& at, const Tiles& tile, const Chunk& next, bool first,
                                       Inputs& in) {
     __syncthreads();  // what is overwritten now has been read
-    if (OVER_CHANNELS && first) give(tile.u, at, in.u), give(tile.delta, at, in.delta);
+    if (ACROSS && first) give(tile.u, at, in.u), give(tile.delta, at, in.delta);
     if (!CONST_B) stage_matrix(p.B, next.b, tile.b);
     if (!CONST_C && !ENDS) stage_matrix(p.C, next.c, tile.c);
     __syncthreads();
-    if (OVER_CHANNELS && first) take(tile.u, at, in.u), take(tile.delta, at, in.delta);
+    if (ACROSS && first) take(tile.u, at, in.u), take(tile.delta, at, in.delta);
 }
 
 // A segment's windows, one after the other; what comes next is read before it is needed. Returns the sum of a thread's

@@ -13,7 +13,7 @@ __device__ __forceinline__ bool is_quad(int i) {
 }
 
 __device__ __forceinline__ Quad quad_of_tile(int thread, int i) {
-    return quad<OVER_CHANNELS>(thread + i * THREADS, CHANNELS, WINDOW);
+    return quad<ACROSS>(thread + i * THREADS, CHANNELS, WINDOW);
 }
 
 __device__ __forceinline__ void fetch_view(const View& v, const Place& at, const Span& s, Raw* raw) {
@@ -21,7 +21,7 @@ __device__ __forceinline__ void fetch_view(const View& v, const Place& at, const
     Area a = area(v, at, s, WINDOW);
     int thread = opaque((int)threadIdx.x);  // else addresses lie in registers from the first window on
     UNROLL for (int i = 0; i < OF_TILE; ++i)
-        if (is_quad(i)) raw[i] = fetch<OVER_CHANNELS>(a, quad_of_tile(thread, i));
+        if (is_quad(i)) raw[i] = fetch<ACROSS>(a, quad_of_tile(thread, i));
 }
 
 __device__ __forceinline__ void expect_view(const View& v, const Place& at, const Span& s) {
@@ -33,11 +33,11 @@ __device__ __forceinline__ void expect_view(const View& v, const Place& at, cons
 }
 
 __device__ __forceinline__ void write_view(const View& v, const Place& at, const Span& s, int i, const float* x) {
-    write<OVER_CHANNELS>(area(v, at, s, WINDOW), quad_of_tile(opaque((int)threadIdx.x), i), pack(x));
+    write<ACROSS>(area(v, at, s, WINDOW), quad_of_tile(opaque((int)threadIdx.x), i), pack(x));
 }
 
 __device__ __forceinline__ void put_quad(float* tile, const Quad& q, const float* x) {
-    if (OVER_CHANNELS) {
+    if (ACROSS) {
         UNROLL for (int k = 0; k < 4; ++k) tile[spot(q.row + k, q.step)] = x[k];
     } else {
         *(float4*)(tile + spot(q.row, q.step)) = make_float4(x[0], x[1], x[2], x[3]);
@@ -45,7 +45,7 @@ __device__ __forceinline__ void put_quad(float* tile, const Quad& q, const float
 }
 
 __device__ __forceinline__ void get_quad(const float* tile, const Quad& q, float* x) {
-    if (OVER_CHANNELS) {
+    if (ACROSS) {
         UNROLL for (int k = 0; k < 4; ++k) x[k] = tile[spot(q.row + k, q.step)];
     } else {
         four(tile + spot(q.row, q.step), x);
@@ -71,8 +71,8 @@ __device__ __forceinline__ void stage_steps(const Problem& p, const Place& at, c
         float x[4], slope[4];
         unpack(delta[i], x);
         UNROLL for (int k = 0; k < 4; ++k) {
-            bool there = inside<OVER_CHANNELS>(a, q, k);
-            if (there && p.bias != 0) x[k] += p.bias[at.first + q.row + (OVER_CHANNELS ? k : 0)];
+            bool there = inside<ACROSS>(a, q, k);
+            if (there && p.bias != 0) x[k] += p.bias[at.first + q.row + (ACROSS ? k : 0)];
             slope[k] = !there ? 0.0f : p.softplus ? sigmoid(x[k]) : 1.0f;
             x[k] = !there ? 0.0f : p.softplus ? softplus(x[k]) : x[k];
         }

@@ -74,9 +74,6 @@ __device__ __forceinline__ void write(const Area& a, const Quad& q, const Raw& r
         if (inside<OVER_ROWS>(a, q, k)) store_bits(a.data, offset + k * hop, element(raw, k));
 }
 
-// Which four of the block's channels a thread moves, of the EACH quads of its share: its own, or across channels.
-#define OVER_CHANNELS (ACROSS && CHANNELS >= 4)
-
 // A constant matrix's value for a channel of the block.
 __device__ __forceinline__ float constant(const Matrix& m, const Place& at, int channel, int n) {
     return channel < at.live && n < STATES ? load(m.data, (at.first + channel) * m.group + n * m.state) : 0.0f;

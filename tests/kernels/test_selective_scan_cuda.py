@@ -95,12 +95,23 @@ def test_a_gpu_is_filled_evenly(rows: int, channels: int, expected: tuple[int, i
     A, B = torch.empty(channels, 16), torch.empty(rows, 1, 16, 2048, device="meta")
     one = _cuda_problem.specialise(u, A, B, B, False, 132)
     assert (one.lanes, one.twins, one.channels) == expected
+    last = _cuda_problem.specialise(torch.empty(rows, 2048, channels, device="meta").mT, A, B, B, False, 132)
+    assert last.across
+    assert last.channels % 4 == 0
 
 
 def test_groups_whose_first_channel_is_not_aligned(machine: Emulation) -> None:
     """Of 65 channels that lie together: four at once may only be moved in the first."""
     assert_right(Case(40, channels=260, states=16, groups_B=4, groups_C=4, rows=1, channel_last=True))
     assert {one.channels for kernel, one, _ in machine.launched if kernel == "scan_backward"} == {64}
+
+
+@pytest.mark.parametrize("channels", [2, 10, 24])
+def test_few_channels_that_lie_together(channels: int, machine: Emulation) -> None:
+    """Fewer in a block than are moved at once, or more."""
+    machine.count = 132
+    assert_right(Case(70, channels=channels, states=16, groups_B=1, groups_C=1, channel_last=True))
+    assert_right(Case(70, channels=channels, states=16, groups_B=2, groups_C=2, rows=1, channel_last=True))
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])

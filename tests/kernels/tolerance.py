@@ -15,13 +15,13 @@ _TIMES = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 
 
 def assert_as_good(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice (see _TIMES; on a GPU eight times) the error of plain torch in its dtype, plus 4 eps max|exact|."""
+    """At most twice (see _TIMES) the error of plain torch in the same dtype, plus 4 (on a GPU 32) eps max|exact|."""
     assert actual.shape == exact.shape, name
     if exact.numel() == 0:
         return
     # A GPU's own exponential is good to two units in the last place, and its errors, often of one sign, add up in time.
-    times = 8 if actual.is_cuda else _TIMES
-    error, allowed = _error(actual, exact), times * _error(plain, exact) + 4 * _eps(plain) * float(exact.abs().max())
+    scale = (32 if actual.is_cuda else 4) * _eps(plain) * float(exact.abs().max())
+    error, allowed = _error(actual, exact), _TIMES * _error(plain, exact) + scale
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
