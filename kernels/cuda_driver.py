@@ -31,10 +31,6 @@ class Specialisation(Protocol):
     def defines(self) -> Mapping[str, int]: ...
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Of the compiler, besides."""
-
-    @property
     def threads(self) -> int: ...
 
     @property
@@ -122,7 +118,7 @@ class Gpu:
         found = self._modules.get((index, specialisation))
         if found is None:
             capability = torch.cuda.get_device_capability(index)
-            image = nvrtc.compiled(self._source, specialisation.defines, capability, specialisation.options)
+            image = nvrtc.compiled(self._source, specialisation.defines, capability)
             found = ctypes.c_void_p()
             _check("cuModuleLoadData", ctypes.byref(found), ctypes.c_char_p(image))
             self._modules[index, specialisation] = found

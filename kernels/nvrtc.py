@@ -26,14 +26,12 @@ class NvrtcError(RuntimeError):
     """Nothing can be compiled for the GPU: one sentence with the reason and the remedy."""
 
 
-def compiled(
-    source: Path, defines: Mapping[str, int], capability: tuple[int, int], options: tuple[str, ...] = ()
-) -> bytes:
+def compiled(source: Path, defines: Mapping[str, int], capability: tuple[int, int]) -> bytes:
     """The source as machine code for GPUs of a compute capability, from the cache if it is there.
 
     The key is made of the source with what lies beside it, the flags and the compiler. Raises NvrtcError.
     """
-    flags = (*_FLAGS, *options, _architecture(capability), *(f"-D{name}={value}" for name, value in defines.items()))
+    flags = (*_FLAGS, _architecture(capability), *(f"-D{name}={value}" for name, value in defines.items()))
     headers = {file.name: file.read_bytes() for file in sorted(source.parent.glob("*.cuh"))}
     parts = [repr((version(), flags, torch.__version__)).encode(), source.read_bytes()]
     parts += [part for name, text in headers.items() for part in (name.encode(), text)]

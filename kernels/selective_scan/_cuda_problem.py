@@ -153,11 +153,6 @@ class Specialisation:
         return max(1, threads // self.threads)
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Of the compiler, which else spills a few registers on some GPUs although there are enough."""
-        return ("--ptxas-options=--register-usage-level=3",) if self._lean else ()
-
-    @property
     def channels(self) -> int:
         """Of a block."""
         return self.threads // self.lanes * self.twins
@@ -182,7 +177,8 @@ class Specialisation:
         matrices = (2 - self.constant_B - self.constant_C) * WINDOW * (copies * padded + 4)
         sums = buffers * self.threads // 32 * 2 * part * padded
         totals = (share * (1 + self.constant_B + self.constant_C) + 2) * self.threads
-        backward = matrices + WINDOW // part * share * self.threads + sums + 4 * tile + totals
+        before = (WINDOW // part - 1) * share * self.threads
+        backward = matrices + before + sums + 4 * tile + totals
         ends = 2 * tile + WINDOW * (padded + 4)
         return {"scan_backward": 4 * backward, "scan_ends_reverse": 4 * ends, "scan_join": 0, "scan_sums": 0}
 

@@ -85,21 +85,6 @@ def _scan_of(tensors: tuple[Tensor | None, ...], softplus: bool) -> Any:
     return (native.Eager.apply(_scan, _save, _differentiate, *arguments) if keep else _scan(*arguments))[:2]
 
 
-def _in(dtype: torch.dtype, tensor: Any) -> Any:
-    """The tensor, if there is one, in a dtype; to ask takes a tenth of the time of a conversion that does nothing."""
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _scan_of(tensors: Any, softplus: bool) -> Any:
-    """By the operator, or where nothing but eager mode will see it, by what that does."""
-    keep = native.differentiable(tensors)
-    if not gpu.plain(*tensors):
-        return scan(*tensors, softplus, keep)[:2]
-    if keep:
-        return native.Eager.apply(_scan, _save, _differentiate, *tensors, softplus, keep)[:2]
-    return _scan(*tensors, softplus, keep)[:2]
-
-
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """B and C with equally many groups; a constant as it is."""
     if B.dim() == 2 or C.dim() == 2 or B.shape[1] == C.shape[1]:

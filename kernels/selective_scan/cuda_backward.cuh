@@ -28,7 +28,7 @@
 struct BackTiles {
     float *dt, *slope, *u, *g;  // (CHANNELS, WINDOW), see `spot`; they end as ddelta, -, du, y
     float *b, *c;               // (WINDOW, COPY_PITCH)
-    float *before;              // (PARTS, NS / 4, THREADS) float4: the state before each part
+    float *before;              // (PARTS - 1, NS / 4, THREADS) float4: the state before each part but the last
     float *sums;                // (BUFFERS, WARPS, 2, PART, PADDED)
     float *totals;              // (OF_CHANNEL, THREADS), the thread's: its sums over all windows so far
 };
@@ -39,7 +39,7 @@ __device__ __forceinline__ BackTiles back_tiles(float* memory) {
     BackTiles t;
     t.b = memory, t.c = t.b + (CONST_B ? 0 : WINDOW * COPY_PITCH);
     t.before = t.c + (CONST_C ? 0 : WINDOW * COPY_PITCH);
-    t.sums = t.before + PARTS * NS * THREADS;
+    t.sums = t.before + (PARTS - 1) * NS * THREADS;
     t.dt = t.sums + BUFFERS * WARPS * 2 * PART * PADDED;
     t.slope = t.dt + CHANNELS * WINDOW, t.u = t.slope + CHANNELS * WINDOW, t.g = t.u + CHANNELS * WINDOW;
     t.totals = t.g + CHANNELS * WINDOW + threadIdx.x;
@@ -165,39 +165,33 @@ __device__ __forceinline__ void share_values(const Place& at, float* values, flo
     }
 }
 
-struct Sums {  // where a window's dC and dB of this block go, (WINDOW, N)
-    float *dC, *dB;
-};
-
-__device__ __forceinline__ Sums sums_of(const Problem& p, const Place& at, const Span& s) {
+// Where this block's sums over a window begin in (parts, B, G, end - begin, N).
+__device__ __forceinline__ i64 first_sum(const Problem& p, const Place& at, const Span& s) {
     i64 row = (at.part * p.rows + at.row) * p.groups + at.group;
-    i64 first = (row * (p.end - p.begin) + s.start - p.begin) * STATES;
-    Sums to = {p.dC + first, p.dB + first};
-    return to;
+    return (row * (p.end - p.begin) + s.start - p.begin) * STATES;
 }
 
 // A part's dC and dB, summed over the block's warps.
-__device__ __forceinline__ void write_sums(const Sums& to, const float* sums, const Span& s, int part) {
+__device__ __forceinline__ void write_sums(const Problem& p, const float* sums, i64 first, int steps, int part) {
     const int size = 2 * PART * PADDED;
     UNROLL for (int start = 0; start < size; start += THREADS) {
         int k = start + threadIdx.x, n = k % PADDED, t = part * PART + k / PADDED % PART;
         bool of_c = k < size / 2;
         if (size % THREADS != 0 && k >= size) break;
-        if ((of_c ? CONST_C : CONST_B) || n >= STATES || t >= s.steps) continue;
+        if ((of_c ? CONST_C : CONST_B) || n >= STATES || t >= steps) continue;
         float sum = 0.0f;
         UNROLL for (int w = 0; w < WARPS; ++w) sum += sums[w * size + k];
-        (of_c ? to.dC : to.dB)[t * STATES + n] = sum;
+        (of_c ? p.dC : p.dB)[first + t * STATES + n] = sum;
     }
 }
 
-// The state before every part of a window, from the one before the window.
+// The state before every part of a window, from the one before the window; that before the last part stays in h.
 __device__ __forceinline__ void states_before_parts(const BackTiles& tile, const Place& at, Thread& my, float* h) {
     float4* before = (float4*)tile.before + threadIdx.x;
     const float* bs = tile.b + at.channel % COPIES * PADDED + at.lane * NS;
-    _Pragma("unroll 1") for (int part = 0;; ++part) {
+    _Pragma("unroll 1") for (int part = 0; part < PARTS - 1; ++part) {
         UNROLL for (int j = 0; j < NS; j += 4)
             before[(part * (NS / 4) + j / 4) * THREADS] = make_float4(h[j], h[j + 1], h[j + 2], h[j + 3]);
-        if (part == PARTS - 1) break;
         float dts[PART], us[PART];
         steps_of<PART>(tile.dt, at, part * PART, dts), steps_of<PART>(tile.u, at, part * PART, us);
         UNROLL for (int i = 0; i < PART; ++i) {
@@ -221,7 +215,7 @@ __device__ __forceinline__ void add_totals(const BackTiles& tile, const Window& 
 __device__ __forceinline__ void walk_back(const Problem& p, const BackTiles& tile, const Place& at, Thread& my,
                                           const Span& s, float* h) {
     const int size = WARPS * 2 * PART * PADDED;
-    const Sums to = sums_of(p, at, s);
+    const i64 first_of_sums = first_sum(p, at, s);
     Window sum;
     UNROLL for (int j = 0; j < NS; ++j) sum.dA[j] = sum.dB[j] = sum.dC[j] = 0.0f;
     sum.dD = sum.dbias = 0.0f;
@@ -230,7 +224,7 @@ __device__ __forceinline__ void walk_back(const Problem& p, const BackTiles& til
         float decay[PART][NS], decayed[PART][NS], dc[VALUES], db[VALUES], ys[PART], ss[2 * PART];
         float* sums = tile.sums + part % BUFFERS * size;
         float* mine = sums + threadIdx.x / 32 * (size / WARPS);
-        UNROLL for (int j = 0; j < NS; j += 4)
+        UNROLL for (int j = 0; part < PARTS - 1 && j < NS; j += 4)
             four(tile.before + ((part * (NS / 4) + j / 4) * THREADS + threadIdx.x) * 4, h + j);
         if (BUFFERS == 1) __syncthreads();
         part_forwards(tile, at, my, sum, part * PART, decay, decayed, h, dc, ys);
@@ -242,7 +236,7 @@ __device__ __forceinline__ void walk_back(const Problem& p, const BackTiles& til
         finish_steps(tile, at, my, sum, part * PART + first, ys, ss);
         if (!CONST_B || !CONST_C) {
             __syncthreads();
-            write_sums(to, sums, s, part);
+            write_sums(p, sums, first_of_sums, s.steps, part);
         }
     }
     add_totals(tile, sum);

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 import archs
 from archs.decoder import EAGER, Decoder
-from experiments.bench import _decoding, _measure
+from experiments.bench import _decoding, _graphs, _measure
+from experiments.bench._graphs import Graphed
 from kernels import gpu_ceilings
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
@@ -78,16 +81,30 @@ def test_the_scan_is_measured_in_bfloat16_on_a_gpu(monkeypatch: pytest.MonkeyPat
     drawn = []
     honest = module.draw
 
-    def draw(rows, channels, length, device, dtype):
+    def draw(rows, channels, length, device, dtype, last):
         drawn.append((rows, length, dtype))
-        return honest(1, 4, 8, torch.device("cpu"), dtype)
+        return honest(1, 4, 8, torch.device("cpu"), dtype, last)
 
     monkeypatch.setattr(module, "draw", draw)
     cases = list(module._on_gpu(torch.device("cuda")))
-    assert {dtype for *_, dtype in drawn} == {torch.bfloat16}
-    assert max(length for _, length, _ in drawn) == 2**20
-    for case in cases:
-        assert case.peers.keys() == {"our triton", "mamba_ssm"}
+    assert {length for _, length, dtype in drawn if dtype == torch.bfloat16} == {2**11, 2**16, 2**18}
+    assert all(isinstance(case.ours, Graphed) for case in cases)
+    assert all("mamba_ssm" in case.peers for case in cases[:-1])
+    assert cases[-1].peers.keys() == {"eager loop", "16-step chunk, compiled"}
+
+
+def test_a_graph_is_captured_once_and_its_work_can_be_run_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams and graphs that are not there in the place of CUDA's."""
+    ran: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(_graphs, "capture", lambda work: (work(), lambda: ran.append("replay"))[1])
+    work = Graphed(lambda: ran.append("work"))
+    work()
+    work()
+    work.eager()
+    assert ran == ["work", "work", "work", "replay", "replay", "work"]
 
 
 def test_a_step_of_mamba_is_measured_beside_attention_up_to_128k_tokens_on_a_gpu(

@@ -28,53 +28,61 @@ from kernels.selective_scan._cuda_problem import DTYPES, Specialisation, backwar
 SOURCE = Path(kernels.__file__).parent / "selective_scan" / "cuda.cu"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 REGISTERS = 64 * 1024  # of a multiprocessor
-FORWARD = 8.0  # instructions in the hot loop per state and step, at most, on any number of lanes (of 4 states or more)
-# The same where it is less, or of other kernels. (lanes, backward) -> kernel -> at most
-INSTRUCTIONS = {
-    (1, False): {"scan_forward": 6.0, "scan_ends": 4.7},
-    (2, False): {"scan_forward": 6.8},
-    (4, False): {"scan_forward": 7.7, "scan_ends": 5.8},
-    (4, True): {"scan_backward": 30.0, "scan_ends_reverse": 5.8},
+MOST_SPILLED = 256  # bytes of a thread
+# Instructions of the hot loop per state and step, at most. (lanes, twins) -> kernel -> at most, of Mamba's 16 states
+FORWARD = {
+    (8, 2): {"scan_forward": 10.3, "scan_ends": 7.6},
+    (8, 1): {"scan_forward": 11.0, "scan_ends": 8.3},
+    (16, 1): {"scan_forward": 11.5, "scan_ends": 8.8},
+    (32, 1): {"scan_forward": 12.0, "scan_ends": 9.3},
 }
+BACKWARD = {"scan_backward": 25.4, "scan_ends_reverse": 6.2}
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 
 
-def module(
-    dtype: torch.dtype, states: int, lanes: int, backward: bool, constant: bool = False, threads: int | None = None
+def forward(
+    dtype: torch.dtype, states: int, lanes: int, twins: int, across: bool = False, constant: bool = False
 ) -> Specialisation:
-    threads = threads or (backward_threads(states, lanes) if backward else 128)
-    return Specialisation(dtype, states, lanes, threads, backward, constant, constant)
+    """With 16 channels a block, or fewer where shared memory would not do."""
+    return Specialisation(dtype, states, lanes, twins, 16 // twins * lanes, False, across, constant, constant)
 
 
-def most_lanes(states: int) -> int:
-    return min(32, power_of_two(-(-states // 4)))
+def backward(
+    dtype: torch.dtype, states: int, across: bool = False, constant: bool = False, threads: int | None = None
+) -> Specialisation:
+    lanes = min(32, power_of_two(-(-states // 4)))
+    threads = threads or backward_threads(states, lanes)
+    return Specialisation(dtype, states, lanes, 1, threads, True, across, constant, constant)
 
 
 FEW = [  # for one GPU, and Mamba's backward pass for all
-    module(torch.bfloat16, 16, 1, False),
-    module(torch.bfloat16, 16, 4, False),
-    module(torch.bfloat16, 16, 4, True),
-    module(torch.float32, 16, 4, True),
+    forward(torch.bfloat16, 16, 8, 2),
+    forward(torch.bfloat16, 16, 32, 1, across=True),
+    backward(torch.bfloat16, 16),
+    backward(torch.float32, 16, across=True),
 ]
 EVERY = [
-    *(module(dtype, 16, lanes, False) for dtype in DTYPES for lanes in (1, 2, 4)),
-    *(module(dtype, 16, 4, True) for dtype in DTYPES),
-    *(module(torch.bfloat16, states, power_of_two(-(-states // 16)), False) for states in STATES),
-    *(module(torch.bfloat16, states, most_lanes(states), False) for states in STATES),
-    *(module(torch.bfloat16, states, most_lanes(states), True) for states in STATES),
     *(
-        module(torch.float16, states, most_lanes(states), backward, True)
-        for states in (5, 16, 64, 200)
-        for backward in (False, True)
+        forward(dtype, 16, lanes, twins, across)
+        for dtype in DTYPES
+        for lanes, twins in FORWARD
+        for across in (False, True)
     ),
-    *(module(torch.float32, states, most_lanes(states), True, threads=32) for states in (4, 16, 128)),
+    *(backward(dtype, 16, across) for dtype in DTYPES for across in (False, True)),
+    *(forward(torch.bfloat16, states, 8, 2) for states in STATES),
+    *(forward(torch.bfloat16, states, 16, 1, across=True) for states in STATES),
+    *(backward(torch.bfloat16, states) for states in STATES),
+    *(forward(torch.float16, states, 8, 2, constant=True) for states in (5, 16, 64, 200)),
+    *(backward(torch.float16, states, constant=True) for states in (5, 16, 64, 200)),
+    *(backward(torch.float32, states, threads=32) for states in (4, 16, 128)),
 ]
 
 
 def label(one: Specialisation) -> str:
     way = "backward" if one.backward else "forward"
     dtype, threads = str(one.dtype).removeprefix("torch."), f"{one.threads} threads"
-    return f"{dtype}-{one.states}-{one.lanes}-{threads}-{way}{'-constant' * one.constant_B}"
+    options = "-across" * one.across + "-constant" * one.constant_B
+    return f"{dtype}-{one.states}-{one.lanes}x{one.twins}-{threads}-{way}{options}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -82,7 +90,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if os.environ.get("ARCHLAB_EVERY_SPECIALISATION") == "1":
             jobs = [(one, arch) for one in dict.fromkeys(EVERY) for arch in ARCHITECTURES]
         else:
-            mamba = module(torch.bfloat16, 16, 4, True)
+            mamba = backward(torch.bfloat16, 16)
             jobs = [(one, "90") for one in FEW] + [(mamba, arch) for arch in ARCHITECTURES if arch != "90"]
         metafunc.parametrize("built", jobs, ids=lambda job: f"{label(job[0])}-sm_{job[1]}", indirect=True)
 
@@ -117,14 +125,14 @@ def _compiled(one: Specialisation, arch: str, folder: Path) -> Path:
     path = folder / f"{label(one)}-{arch}.cubin"
     if shutil.which("nvcc") is not None:
         defines = [f"-D{name}={value}" for name, value in one.defines.items()]
-        command = ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", *one.options, *defines, str(SOURCE)]
+        command = ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", *defines, str(SOURCE)]
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return path
     with pytest.MonkeyPatch.context() as cache:
         cache.setenv("XDG_CACHE_HOME", str(folder))
         try:
-            path.write_bytes(nvrtc.compiled(SOURCE, one.defines, (int(arch[:-1]), int(arch[-1])), one.options))
+            path.write_bytes(nvrtc.compiled(SOURCE, one.defines, (int(arch[:-1]), int(arch[-1]))))
         except nvrtc.NvrtcError as error:
             if "no NVRTC" in str(error):
                 pytest.skip(str(error))
@@ -132,23 +140,27 @@ def _compiled(one: Specialisation, arch: str, folder: Path) -> Path:
     return path
 
 
-def test_no_spills_and_few_registers(built: tuple[Specialisation, Callable[[str], str]]) -> None:
+def test_few_registers_and_no_spills_where_time_is_spent(built: tuple[Specialisation, Callable[[str], str]]) -> None:
+    """What is spilled, if anything, is a few numbers that mostly lie still through the hot loop."""
     one, say = built
     usage = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", say("--dump-resource-usage"))
-    most = {"scan_backward": min(255, REGISTERS // (one.blocks * one.threads))}
-    assert len(usage) == 3
+    assert len(usage) == (4 if one.backward else 3)
     for kernel, registers, stack, local in usage:
-        assert (kernel, stack, local) == (kernel, "0", "0")
-        assert int(registers) <= most.get(kernel, 168 if "ends" in kernel else 128)
+        assert (kernel, local) == (kernel, "0")
+        assert int(registers) <= min(255, REGISTERS // (one.blocks * one.threads))
+        assert int(stack) <= MOST_SPILLED, kernel
+    functions = sass.functions(say("-sass"))
+    for kernel in ("scan_backward",) if one.backward else ("scan_forward", "scan_ends"):
+        spilled = [one.name for one in sass.hot_loop(functions[kernel]) if one.name.startswith(("LDL", "STL"))]
+        assert len(spilled) <= 8, kernel  # of some 800
 
 
 def test_instructions_per_state(built: tuple[Specialisation, Callable[[str], str]]) -> None:
     one, say = built
-    numbers = INSTRUCTIONS.get((one.lanes, one.backward), {}) if one.states == 16 and one.threads >= 128 else {}
-    if not one.backward and one.states >= 4:
-        numbers = {"scan_forward": FORWARD} | numbers
-    functions = sass.functions(say("-sass")) if numbers else {}
-    for kernel, most in numbers.items():
+    if one.states != 16 or one.constant_B or one.threads < 64:
+        pytest.skip("kept as numbers for Mamba's states alone")
+    functions = sass.functions(say("-sass"))
+    for kernel, most in (BACKWARD if one.backward else FORWARD[one.lanes, one.twins]).items():
         loop = sass.hot_loop(functions[kernel])
         assert len(loop) / sass.exponentials(loop) <= most, (kernel, sass.histogram(loop))
 
@@ -165,7 +177,7 @@ def test_nvrtc_compiles_into_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     except nvrtc.NvrtcError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one = module(torch.bfloat16, 4, 1, False)
+    one = forward(torch.bfloat16, 4, 8, 1)
     image = nvrtc.compiled(SOURCE, one.defines, (9, 0))
     (kept,) = tmp_path.glob("archlab/*")
     assert kept.read_bytes() == image

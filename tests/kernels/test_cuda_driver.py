@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from kernels.selective_scan._cuda_problem import Specialisation
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the stub is compiled by g++")
 
-ONE = Specialisation(torch.bfloat16, 16, 4, 128, False, False, False)
+ONE = Specialisation(torch.bfloat16, 16, 8, 2, 64, False, False, False, False)
 IMAGE = b"\x7fELF machine code"
 STREAM = 0x7FFF_1234_5678
 
@@ -37,12 +38,6 @@ class Notes(ctypes.Structure):
         ("image", ctypes.c_ubyte * 16),
         ("argument", ctypes.c_int64 * 8),
     ]
-
-
-class Argument(ctypes.Structure):
-    """Of a kernel."""
-
-    _fields_ = [("numbers", ctypes.c_int64 * 8)]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +73,7 @@ def notes(stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=STREAM + index))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    monkeypatch.setattr(nvrtc, "compiled", lambda source, defines, capability, options: IMAGE)
+    monkeypatch.setattr(nvrtc, "compiled", lambda source, defines, capability: IMAGE)
     library = real(str(stub))
     library.stub_notes.restype = ctypes.POINTER(Notes)
     heard = library.stub_notes()[0]
@@ -90,7 +85,7 @@ def notes(stub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def launch() -> Callable[..., None]:
     gpu = cuda_driver.Gpu("selective_scan/cuda.cu")
-    problem = Argument((ctypes.c_int64 * 8)(*range(2**40, 2**40 + 8)))
+    problem = struct.pack("8q", *range(2**40, 2**40 + 8))
 
     def on(device: str, blocks: int = 70_000, kernel: str = "scan_forward") -> None:
         gpu.launch(ONE, kernel, blocks, problem, torch.device(device))
@@ -101,7 +96,7 @@ def launch() -> Callable[..., None]:
 def test_a_launch(notes: Any, launch: Callable[..., None]) -> None:
     launch("cuda:1")
     shared = ONE.shared_bytes["scan_forward"]
-    assert (list(notes.grid), list(notes.block), notes.shared) == ([70_000, 1, 1], [128, 1, 1], shared)
+    assert (list(notes.grid), list(notes.block), notes.shared) == ([70_000, 1, 1], [64, 1, 1], shared)
     assert (notes.stream, notes.extra, notes.kernel) == (STREAM + 1, None, b"scan_forward")
     assert list(notes.argument) == list(range(2**40, 2**40 + 8))
     assert bytes(notes.image) == IMAGE[:16]
