@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import archs
 import kernels
 from kernels.selective_scan import _cuda_problem, cuda
 
@@ -306,3 +308,20 @@ def test_empty_batches() -> None:
     out, last, *gradients = results(empty, "cuda")
     assert (out.shape, last.shape) == ((0, 20, 5), (0, 20, 5))
     assert all(gradient.eq(0).all() for gradient in gradients)
+
+
+def test_a_layer_of_mamba(machine: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are parts of others, channels side by side: no thread moves what is not aligned."""
+    machine.count = 132
+    mixer = archs.build("mamba", 16, d_model=32, n_layers=1).blocks[0].mixer
+    x = torch.randn(2, 70, 32, generator=torch.Generator().manual_seed(0))
+
+    def outputs(backend: str) -> list[torch.Tensor]:
+        monkeypatch.setattr(kernels, "selective_scan", functools.partial(selective_scan, backend=backend))
+        out, state = mixer(x, mixer.initial_state(2, x), None)
+        return [out, *torch.autograd.grad(out.square().sum() + state.hidden.sum(), list(mixer.parameters()))]
+
+    selective_scan = kernels.selective_scan
+    for actual, expected in zip(outputs("cuda"), outputs("reference"), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert {one.across for kernel, one, _ in machine.launched} == {True}
