@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "functions.h"
 #include "parallel.h"
 
 namespace additive {

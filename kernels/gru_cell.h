@@ -3,6 +3,7 @@
 // Lanes are features, whose number is a multiple of 16.
 #pragma once
 
+#include "functions.h"
 #include "parallel.h"
 
 namespace gru {

@@ -1,11 +1,11 @@
-// Vectors of float as wide as the processor's, and the few functions on them that the kernels need.
+// Vectors of float as wide as the processor's.
 //
 // GCC's vector extension, so that one text serves every instruction set. All functions pass NaN through.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__SSE__)
 #include <immintrin.h>
 #endif
@@ -92,163 +92,6 @@ inline Lanes min(Lanes bound, Lanes x) { return bound < x ? bound : x; }
 #endif
 inline Lanes abs(Lanes x) { return (Lanes)((Words)x & 0x7fffffff); }
 
-// What the functions below do not show: a NaN goes through all of them, and all are within two units in the last place.
-
-// Adding this to a number leaves the nearest integer, k, in the low bits, with 127 more: the exponent field of 2^k.
-constexpr float ROUND = 12582912.0f + 127.0f;  // 1.5 * 2^23
-
-inline Lanes power_of_2(Lanes rounded) { return (Lanes)((Words)rounded << 23); }
-
-// 2^(a b); exactly 1 at 0, exactly 0 from 2^-127 down, infinity from 2^127.5 up. What is left of the product beyond k
-// comes from the exact product, by a fused multiply-add: the error of a rounded product would grow with its size.
-inline Lanes exp2_product(Lanes a, Lanes b) {
-    const Lanes rounded = a * b + ROUND, most = all(ROUND + 128.0f);
-    const Lanes capped = (Lanes)((Words)rounded < (Words)most ? (Words)rounded : (Words)most);
-    const Lanes r = a * b - (capped - ROUND);
-    Lanes p = all(0.000154614475f);
-    p = p * r + 0.00133908674f;
-    p = p * r + 0.00961805667f;
-    p = p * r + 0.055503571f;
-    p = p * r + 0.240226509f;
-    p = p * r + 0.693147188f;
-    p = p * r + 1.0f;
-    return rounded <= ROUND - 127.0f ? Lanes{} : p * power_of_2(capped);
-}
-
-constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f;
-
-// 2^(a b) for |a b| <= NEAR, in fewer instructions. What both ways have near 0 is the slope of the curve: a factor near 1
-// is applied thousands of times, so that an error that always has the same sign would add up.
-constexpr float NEAR = 125.0f;
-
-#if defined(__AVX512F__)
-// 2^k times 2^(i / 16), of a table in a register, times what is left, by a cubic.
-class Exp2 {
-    static constexpr float ROUND_16 = 12582912.0f / 16;
-    Lanes table;
-
-    // rounded: ROUND_16 + k + i / 16, whose low bits are i. The instruction that scales takes the k of k + i / 16.
-    Lanes power(Lanes rounded, Lanes r) const {
-        const Lanes root = (Lanes)_mm512_permutexvar_ps((__m512i)rounded, (__m512)table);
-        Lanes p = r * 0.0555041087f + 0.240226507f;
-        p = p * r + 0.693147181f;
-        return (Lanes)_mm512_scalef_ps((__m512)(p * (r * root) + root), (__m512)(rounded - ROUND_16));
-    }
-
-   public:
-    Exp2() {
-        for (int i = 0; i < W; ++i) table[i] = static_cast<float>(std::exp2(i / 16.0));
-    }
-
-    Lanes operator()(Lanes a, Lanes b) const {
-        const Lanes rounded = a * b + ROUND_16;
-        return power(rounded, a * b - (rounded - ROUND_16));
-    }
-
-    // e^x for |x| <= 87.
-    Lanes e_to(Lanes x) const {
-        const Lanes rounded = x * LOG2E + ROUND_16;
-        return power(rounded, x * LOG2E - (rounded - ROUND_16) + x * LOG2E_REST);
-    }
-};
-#else
-class Exp2 {
-    static Lanes power(Lanes rounded, Lanes r) {
-        Lanes p = all(0.00132647273f);
-        p = p * r + 0.00967151299f;
-        p = p * r + 0.0555073358f;
-        p = p * r + 0.240222424f;
-        p = p * r + 0.693147004f;
-        p = p * r + 1.0f;
-        return p * power_of_2(rounded);
-    }
-
-   public:
-    Lanes operator()(Lanes a, Lanes b) const {
-        const Lanes rounded = a * b + ROUND;
-        return power(rounded, a * b - (rounded - ROUND));
-    }
-
-    // e^x for |x| <= 87.
-    Lanes e_to(Lanes x) const {
-        const Lanes rounded = x * LOG2E + ROUND;
-        return power(rounded, x * LOG2E - (rounded - ROUND) + x * LOG2E_REST);
-    }
-};
-#endif
-
-// 1 / x for 2^-126 <= x <= 2^126.
-inline Lanes reciprocal(Lanes x) {
-#if defined(__AVX512F__)
-    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)x);
-    return guess * (2.0f - x * guess);
-#else
-    return 1.0f / x;
-#endif
-}
-
-// e^x for x <= 0.
-inline Lanes exp_negative(const Exp2& exp2, Lanes x) {
-    const Lanes e = exp2.e_to(max(all(-87.0f), x));
-    return x < -87.0f ? Lanes{} : e;
-}
-
-inline Lanes one_plus_exp_minus(const Exp2& exp2, Lanes x) {
-    return 1.0f + exp2.e_to(max(all(-87.0f), min(all(87.0f), -x)));
-}
-
-inline Lanes sigmoid(const Exp2& exp2, Lanes x) {
-    const Lanes s = reciprocal(one_plus_exp_minus(exp2, x));
-    return x < -87.0f ? Lanes{} : s;
-}
-
-// log(1 + e) = 2 atanh(e / (2 + e)) for 0 <= e <= 1.
-inline Lanes log1p(Lanes e) {
-    const Lanes s = e * reciprocal(2.0f + e), q = s * s;
-    const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
-    return 2.0f * s * (p * q + 1.0f);
-}
-
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
-inline Lanes softplus(const Exp2& exp2, Lanes x) {
-    return max(all(0.0f), x) + log1p(exp_negative(exp2, -abs(x)));
-}
-
-// The same for many: in two loops each, since a processor that looks a few numbers ahead is held up by a long chain of
-// operations. `spare` is as long as x.
-inline void softplus(const Exp2& exp2, int count, Lanes* x, Lanes* spare) {
-    for (int i = 0; i < count; ++i) spare[i] = exp_negative(exp2, -abs(x[i]));
-    for (int i = 0; i < count; ++i) x[i] = max(all(0.0f), x[i]) + log1p(spare[i]);
-}
-
-// y times x sigmoid(x).
-inline void gate(const Exp2& exp2, int count, Lanes* y, const Lanes* x, Lanes* spare) {
-    for (int i = 0; i < count; ++i) spare[i] = one_plus_exp_minus(exp2, x[i]);
-    for (int i = 0; i < count; ++i) y[i] *= x[i] * reciprocal(spare[i]);
-}
-
-// A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.
-inline Lanes tanh(Lanes x) {
-    constexpr float LARGEST = 9.02f;
-    x = max(all(-LARGEST), min(all(LARGEST), x));
-    const Lanes q = x * x;
-    Lanes p = 1.33190863e-8f * q + 2.05834913e-5f;
-    p = p * q + 0.00349403522f;
-    p = p * q + 0.133797184f;
-    p = p * q + 1.0f;
-    Lanes d = 7.76202569e-7f * q + 0.000328309397f;
-    d = d * q + 0.0258710757f;
-    d = d * q + 0.467130333f;
-    d = d * q + 1.0f;
-    p *= x;
-#if defined(__AVX512F__)
-    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)d), refined = guess * (2.0f - d * guess), y = p * refined;
-    return y + refined * (p - y * d);
-#else
-    return p / d;
-#endif
-}
-
 // Where a call would send what lies in registers through memory.
 #define LANES_INLINE __attribute__((always_inline)) inline
 
@@ -268,30 +111,42 @@ inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 #endif
 }
 
-// Rows i and i + span of every 2 span rows exchange the halves of every 2 span columns that are not theirs.
-template <int span>
-LANES_INLINE void exchange(Lanes rows[W]) {
-    Words low{}, high{};
-    LANES_UNROLL
-    for (int i = 0; i < W; ++i) {
-        low[i] = i & span ? W + i - span : i;
-        high[i] = i & span ? W + i : i + span;
-    }
+// Of every two rows that are `span` apart, what `first` and `second` say takes their places.
+LANES_INLINE void combine(Lanes rows[W], int span, Words first, Words second) {
     LANES_UNROLL
     for (int i = 0; i < W; ++i)
         if (!(i & span)) {
             const Lanes a = rows[i], b = rows[i + span];
-            rows[i] = shuffle(a, b, low);
-            rows[i + span] = shuffle(a, b, high);
+            rows[i] = shuffle(a, b, first);
+            rows[i + span] = shuffle(a, b, second);
         }
 }
 
-// Columns for rows in a square of W x W.
-LANES_INLINE void transpose(Lanes rows[W]) {
-    exchange<1>(rows);
-    exchange<2>(rows);
-    if constexpr (W > 4) exchange<4>(rows);
-    if constexpr (W > 8) exchange<8>(rows);
+// Columns for rows in a square of W x W: in blocks of 4 x 4, which most units can do, then blocks for blocks.
+LANES_INLINE void transpose(Lanes square[W]) {
+    Lanes rows[W];
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) rows[i] = square[i];
+    Words low{}, high{}, left{}, right{}, even{}, odd{};
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) {
+        const int block = i & ~3, other = i % 2 * W;
+        low[i] = block + i % 4 / 2 + other;
+        high[i] = low[i] + 2;
+        left[i] = block + i % 2 + i % 4 / 2 * W;
+        right[i] = left[i] + 2;
+        even[i] = 2 * block + i % 4;  // beyond W they are b's
+        odd[i] = even[i] + 4;
+    }
+    combine(rows, 1, low, high);
+    combine(rows, 2, left, right);
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i)
+        if (i % 4 == 1) std::swap(rows[i], rows[i + 1]);  // the columns 0, 2, 1, 3 of each block
+    if constexpr (W > 4) combine(rows, 4, even, odd);
+    if constexpr (W > 8) combine(rows, 8, even, odd);
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) square[i] = rows[i];
 }
 
 // Rows i and i + span become one, whose lanes are sums of two lanes, `span` apart, of the one or the other.

@@ -58,9 +58,10 @@ __attribute__((noinline)) void load(Lanes* tile, const ViewOf<Element>& view, co
         for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
     if (w.width == W && view.step == 1)
         for (; t + W <= w.steps; t += W) {
+            const Element* row = from + t;
             Lanes square[W];
             LANES_UNROLL
-            for (int i = 0; i < W; ++i) square[i] = lanes::load(from + i * view.channel + t);
+            for (int i = 0; i < W; ++i, row += view.channel) square[i] = lanes::load(row);
             lanes::transpose(square);
             LANES_UNROLL
             for (int i = 0; i < W; ++i) tile[t + i] = square[i];
@@ -113,8 +114,9 @@ __attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& v
             LANES_UNROLL
             for (int i = 0; i < W; ++i) square[i] = tile[t + i];
             lanes::transpose(square);
+            Element* row = to + t;
             LANES_UNROLL
-            for (int i = 0; i < W; ++i) lanes::store(to + i * view.channel + t, square[i]);
+            for (int i = 0; i < W; ++i, row += view.channel) lanes::store(row, square[i]);
         }
     for (; t < w.steps; ++t) {
         Element column[W];

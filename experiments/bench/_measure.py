@@ -110,7 +110,7 @@ def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[s
 
 
 def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, after one warm-up of each; the garbage collector looks at nothing older."""
+    """Seconds of each, after one warm-up of each; the garbage collector looks at nothing older meanwhile."""
     gc.freeze()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for work in contestants.values():
@@ -121,6 +121,7 @@ def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[s
             break
         for name, work in contestants.items():
             times[name].append(_warm(work, device))
+    gc.unfreeze()
     return times
 
 

@@ -155,6 +155,7 @@ def _ours(tensors: dict[str, Tensor], backend: str) -> Tensor:
 
 def _in_mode(work: Work, tensors: dict[str, Tensor], backward: bool) -> Work:
     """The work without autograd, or with the gradients of all tensors."""
+    cotangent = torch.ones_like(tensors["u"]).detach()
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -162,7 +163,7 @@ def _in_mode(work: Work, tensors: dict[str, Tensor], backward: bool) -> Work:
 
     def both() -> tuple[Tensor, ...]:
         out = work()
-        return torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out), allow_unused=True)
+        return torch.autograd.grad(out, list(tensors.values()), cotangent, allow_unused=True)
 
     return both if backward else forward
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <utility>
 
+#include "../functions.h"
 #include "../parallel.h"
 
 namespace attention {

@@ -3,6 +3,7 @@
 // Lanes are channels. `columns` are what the filter reads: the initial states, then x. Column c is step
 // c - (width - 1). Where the channels of a step lie side by side, all of a part are read before the next steps are, as
 // memory has them; else W channels make a part, read many steps at a time, so that lines of memory are used whole.
+#include "../functions.h"
 #include "../operators.h"
 #include "../sums.h"
 

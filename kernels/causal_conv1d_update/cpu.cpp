@@ -1,4 +1,5 @@
 // One step of the causal convolution in float32 on the CPU, as an operator of torch. Lanes are channels.
+#include "../functions.h"
 #include "../operators.h"
 
 namespace conv_update {

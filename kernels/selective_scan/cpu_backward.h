@@ -37,8 +37,8 @@ class Backward {
           starts_apart(cut.segments > 1), starts(boundaries), rooms(r), A(s.take(cut.most_blocks() * states)),
           G(s.take(cut.most_blocks() * states)), u(s.take(most)), d(s.take(most)), slope(s.take(most)), z(s.take(most)),
           g(s.take(most)), y(s.take(most)), by_x(s.take(most)), by_decay(s.take(most)), decay(s.take(most * GROUP)),
-          kept(s.take(most * GROUP)), h(s.take(states)), B(p, cut, p.B, p.groups_B, part, s),
-          C(p, cut, p.C, p.groups_C, part, s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
+          kept(s.take(most * GROUP)), h(s.take(states)), B(p, cut, p.B, p.groups_B, part, most, s),
+          C(p, cut, p.C, p.groups_C, part, most, s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
           over_time(cut.most_blocks(), rooms.terms.count, s) {}
 
     void run() {
@@ -76,7 +76,7 @@ class Backward {
         step_sizes(p, exp2, bias, steps, d, y, slope);
         if (first > 0) tiles::load(h, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(h, p.initial, part.window(block, 0, states));
-        const auto next = part.next(block, first, first - WINDOW);
+        const auto next = part.next(block, first, first - WINDOW, WINDOW);
         const tiles::Ahead ahead[] = {{p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},  // two per group
                                       {p.du, next}, {p.ddelta, next}, {p.dz, next},   {{}, next}};
         for (int t = 0; t < steps; ++t) by_x[t] = d[t] * lanes::LOG2E;
@@ -136,7 +136,8 @@ class Backward {
             if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; ++n) {
-                decay_n[n] = near ? power(rate, a[n]) : lanes::exp2_product(rate, a[n]);
+                if (near) power.powers<1>(rate, a + n, decay_n + n);
+                else decay_n[n] = lanes::exp2_product(rate, a[n]);
                 kept_n[n] = decay_n[n] * now[n];
                 now[n] = kept_n[n] + x * B_t[n];
                 sum += now[n] * C_t[n];

@@ -5,24 +5,26 @@
 
 namespace scan {
 
+constexpr int STRETCH = 2 * WINDOW;  // steps to read at a time
+
 template <bool per_lane>
 class Forward {
     const Problem& p;
     const Part part;
-    const int states;
+    const int states, most;
     const bool starts_apart;
     const Boundaries& starts;
     Lanes *rate, *h;       // [block][state]: A log2(e), the state
-    Lanes *u, *d, *y, *z;  // [step]
+    Lanes *u, *d, *spare;  // [step]; y takes the place of u, and z that of d: the nearest cache is small
     Input<per_lane> B, C;
     const lanes::Exp2 exp2{};
 
    public:
     Forward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
-        : p(problem), part(of), states(static_cast<int>(p.states)), starts_apart(cut.segments > 1), starts(boundaries),
-          rate(s.take(cut.most_blocks() * states)), h(s.take(cut.most_blocks() * states)), u(s.take(window_length(p))),
-          d(s.take(window_length(p))), y(s.take(window_length(p))), z(s.take(window_length(p))),
-          B(p, cut, p.B, p.groups_B, part, s), C(p, cut, p.C, p.groups_C, part, s) {}
+        : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p, STRETCH)),
+          starts_apart(cut.segments > 1), starts(boundaries), rate(s.take(cut.most_blocks() * states)),
+          h(s.take(cut.most_blocks() * states)), u(s.take(most)), d(s.take(most)), spare(s.take(most)),
+          B(p, cut, p.B, p.groups_B, part, most, s), C(p, cut, p.C, p.groups_C, part, most, s) {}
 
     void run() {
         for (int block = 0; block < part.blocks(); ++block) {
@@ -30,64 +32,85 @@ class Forward {
             if (starts_apart) std::copy_n(starts.state(part, block), states, h + block * states);
             else tiles::load_or_zero(h + block * states, p.initial, part.window(block, 0, states));
         }
-        for (int64_t first = part.begin; first < part.end; first += WINDOW) {
-            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, part.end - first));
+        for (int64_t first = part.begin; first < part.end; first += STRETCH) {
+            const int steps = static_cast<int>(std::min<int64_t>(STRETCH, part.end - first));
             B.read(first, steps);
             C.read(first, steps);
-            for (int block = 0; block < part.blocks(); ++block) read_window(block, first, steps);
+            for (int block = 0; block < part.blocks(); ++block) read_stretch(block, first, steps);
         }
         for (int block = 0; part.end == p.length && block < part.blocks(); ++block)
             tiles::store(h + block * states, p.last, part.window(block, 0, states));
     }
 
    private:
-    void read_window(int block, int64_t first, int steps) {
+    void read_stretch(int block, int64_t first, int steps) {
         const auto window = part.window(block, first, steps), channels = part.window(block, 0, 1);
         Lanes bias, skip;
         tiles::load_or_zero(&bias, p.bias, channels);
         tiles::load_or_zero(&skip, p.D, channels);
-        if (p.kept && first > 0) tiles::store(h + block * states, p.kept, part.kept(p, block, first));
         tiles::load(u, p.u, window);
         tiles::load(d, p.delta, window);
-        step_sizes(p, exp2, bias, steps, d, y, nullptr);
-        const auto next = part.next(block, first, first + WINDOW);
+        step_sizes(p, exp2, bias, steps, d, spare, nullptr);
+        const auto next = part.next(block, first, first + STRETCH, STRETCH);
         const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
-        if (all_near(d, steps, rate + block * states, states)) run_steps<true>(block, steps, skip, ahead);
-        else run_steps<false>(block, steps, skip, ahead);
-        if (p.z) {
-            tiles::load(z, p.z, window);
-            lanes::gate(exp2, steps, y, z, u);
+        const bool near = all_near(d, steps, rate + block * states, states);
+        const int stride = p.kept ? WINDOW : STRETCH;
+        for (int from = 0; from < steps; from += stride) {
+            const int to = std::min(from + stride, steps);
+            if (p.kept && first + from > 0) tiles::store(h + block * states, p.kept, part.kept(p, block, first + from));
+            if (near) run_steps<true>(block, from, to, skip, ahead);
+            else run_steps<false>(block, from, to, skip, ahead);
         }
-        tiles::store(y, p.out, window);
+        if (p.z) {
+            tiles::load(d, p.z, window);
+            lanes::gate(exp2, steps, u, d, spare);
+        }
+        tiles::store(u, p.out, window);
     }
 
     template <bool near>
-    void run_steps(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
-        if (states == 16) run_states<near, 16>(block, steps, skip, ahead);
-        else run_states<near, 0>(block, steps, skip, ahead);
+    void run_steps(int block, int from, int to, Lanes skip, const tiles::Ahead* ahead) {
+        if (states == 16) run_states<near, 16>(block, from, to, skip, ahead);
+        else run_states<near, 0>(block, from, to, skip, ahead);
+    }
+
+    // exp(d A) for a few states, in two factors.
+    template <bool near, int few>
+    static LANES_INLINE void decays(const lanes::Exp2& power, Lanes d, const Lanes* a, Lanes* first, Lanes* second) {
+        if (near) return power.factors<few>(d, a, first, second);
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) {
+            first[i] = lanes::all(1.0f);
+            second[i] = lanes::exp2_product(d, a[i]);
+        }
     }
 
     // fixed: the number of states where it is known to the compiler, else 0.
     template <bool near, int fixed>
-    __attribute__((noinline)) void run_states(int block, int steps, Lanes skip, const tiles::Ahead* ahead) {
+    __attribute__((noinline)) void run_states(int block, int from, int to, Lanes skip, const tiles::Ahead* ahead) {
+        constexpr int few = fixed ? 2 : 1;
         const int count = fixed ? fixed : states;
         const lanes::Exp2 power = exp2;
         const Lanes* a = rate + block * count;
         Lanes *state = h + block * count, own[fixed ? fixed : 1];
         if (fixed) state = std::copy_n(state, fixed, own) - fixed;
-        for (int t = 0; t < steps; ++t) {
+        for (int t = from; t < to; ++t) {
             const Lanes dt = d[t], x = dt * u[t];
             const auto B_t = B.at(block, t), C_t = C.at(block, t);
             Lanes sum = skip * u[t];
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL
-            for (int n = 0; n < count; ++n) {
-                const Lanes decay = near ? power(dt, a[n]) : lanes::exp2_product(dt, a[n]);
-                const Lanes new_state = decay * state[n] + x * B_t[n];
-                sum += new_state * C_t[n];
-                state[n] = new_state;
+            for (int n = 0; n < count; n += few) {
+                Lanes first[few], second[few];
+                decays<near, few>(power, dt, a + n, first, second);
+                LANES_UNROLL
+                for (int i = 0; i < few; ++i) {
+                    const Lanes new_state = first[i] * (second[i] * state[n + i]) + x * B_t[n + i];
+                    sum += new_state * C_t[n + i];
+                    state[n + i] = new_state;
+                }
             }
-            y[t] = sum;
+            u[t] = sum;
         }
         if (fixed) std::copy_n(own, fixed, h + block * count);
     }

@@ -7,6 +7,7 @@
 
 #include <numeric>
 
+#include "../functions.h"
 #include "../parallel.h"
 #include "../tiles.h"
 
@@ -88,10 +89,10 @@ struct Part {
         return {row, first + block * W, first + count, step, steps};
     }
     // What is read after a block's window that begins at `first`: that of the next block or, after the last block, the
-    // first block's that begins at `then`, if there is one.
-    tiles::Window next(int block, int64_t first, int64_t then) const {
+    // first block's that begins at `then`, if there is one; of `most` steps.
+    tiles::Window next(int block, int64_t first, int64_t then, int64_t most) const {
         const bool last = block + 1 == blocks();
-        const int64_t step = last ? then : first, steps = step < begin ? 0 : std::min<int64_t>(WINDOW, end - step);
+        const int64_t step = last ? then : first, steps = step < begin ? 0 : std::min(most, end - step);
         return window(last ? 0 : block + 1, step, steps);
     }
     // Where the state before the window that begins at the step is kept; `kept` is (rows * windows, channels, states).
@@ -103,7 +104,7 @@ struct Part {
     }
 };
 
-inline int window_length(const Problem& p) { return static_cast<int>(std::min<int64_t>(WINDOW, p.length)); }
+inline int window_length(const Problem& p, int64_t most = WINDOW) { return static_cast<int>(std::min(most, p.length)); }
 
 template <class Work>
 void for_each(const Problem& p, int64_t tasks, const Work& work) {
@@ -131,11 +132,11 @@ class Input {
     float* shared = nullptr;
 
    public:
-    Input(const Problem& p, const Cut& cut, const Matrix& m, int64_t groups, const Part& of, Scratch& scratch)
+    // To be read `most` steps at a time.
+    Input(const Problem& p, const Cut& cut, const Matrix& m, int64_t groups, const Part& of, int most, Scratch& scratch)
         : part(of), constant(groups == 0), states(static_cast<int>(p.states)), by_block(constant ? states : 0),
           by_step(constant ? 0 : states), view(constant ? m.of_channels() : m.of_group(of.group * groups / cut.groups)),
-          lanes_(scratch.take(states * std::max(window_length(p), cut.most_blocks()))),
-          tile(scratch.take(window_length(p))) {
+          lanes_(scratch.take(states * std::max(most, cut.most_blocks()))), tile(scratch.take(most)) {
         if (!per_lane) shared = reinterpret_cast<float*>(lanes_);
         for (int block = 0; constant && block < part.blocks(); ++block)
             tiles::load(lanes_ + block * states, view, part.window(block, 0, states));
@@ -164,9 +165,10 @@ class Input {
 // delta -> the step size d; where asked for, also its derivative by delta.
 __attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, Lanes bias, int steps,
                                                  Lanes* d, Lanes* spare, Lanes* slope) {
+    for (int t = 0; slope && t < steps; ++t)
+        slope[t] = p.softplus ? lanes::sigmoid(exp2, d[t] + bias) : lanes::all(1.0f);
+    if (p.softplus) return lanes::softplus(exp2, steps, bias, d, spare);
     for (int t = 0; t < steps; ++t) d[t] += bias;
-    for (int t = 0; slope && t < steps; ++t) slope[t] = p.softplus ? lanes::sigmoid(exp2, d[t]) : lanes::all(1.0f);
-    if (p.softplus) lanes::softplus(exp2, steps, d, spare);
 }
 
 // The largest absolute value in each lane; a NaN counts as larger than all.

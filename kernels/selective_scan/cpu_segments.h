@@ -47,7 +47,7 @@ class Ends {
     Ends(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
         : p(problem), part(of), states(static_cast<int>(p.states)), ends(boundaries), rate(s.take(states)),
           d(s.take(WINDOW)), x(s.take(WINDOW)), spare(s.take(WINDOW)),
-          input(p, cut, reverse ? p.C : p.B, reverse ? p.groups_C : p.groups_B, part, s),
+          input(p, cut, reverse ? p.C : p.B, reverse ? p.groups_C : p.groups_B, part, WINDOW, s),
           elapsed(cut.most_blocks(), 1, s) {}
 
     void run() {

@@ -2,6 +2,7 @@
 //
 // Lanes are states: those of a channel lie together in memory, are read once and written once. What a channel has one
 // of is computed before and after, for as many channels as there are lanes.
+#include "../functions.h"
 #include "../operators.h"
 
 namespace update {

@@ -1,5 +1,6 @@
 // SwiGLU's gate in float32 on the CPU, forward and backward, as operators of torch. Lanes are features; a task is a few
 // rows.
+#include "../functions.h"
 #include "../operators.h"
 
 namespace swiglu {

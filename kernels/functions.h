@@ -1,0 +1,287 @@
+// The few functions on vectors of float that the kernels need.
+#pragma once
+
+#include <cmath>
+
+#include "lanes.h"
+
+namespace lanes {
+
+// What the functions below do not show: a NaN goes through all of them, and all are within two units in the last place.
+
+// Adding this to a number leaves the nearest integer, k, in the low bits, with 127 more: the exponent field of 2^k.
+constexpr float ROUND = 12582912.0f + 127.0f;  // 1.5 * 2^23
+
+inline Lanes power_of_2(Lanes rounded) { return (Lanes)((Words)rounded << 23); }
+
+// 2^(a b); exactly 1 at 0, exactly 0 from 2^-127 down, infinity from 2^127.5 up. What is left of the product beyond k
+// comes from the exact product, by a fused multiply-add: the error of a rounded product would grow with its size.
+inline Lanes exp2_product(Lanes a, Lanes b) {
+    const Lanes rounded = a * b + ROUND, most = all(ROUND + 128.0f);
+    const Lanes capped = (Lanes)((Words)rounded < (Words)most ? (Words)rounded : (Words)most);
+    const Lanes r = a * b - (capped - ROUND);
+    Lanes p = all(0.000154614475f);
+    p = p * r + 0.00133908674f;
+    p = p * r + 0.00961805667f;
+    p = p * r + 0.055503571f;
+    p = p * r + 0.240226509f;
+    p = p * r + 0.693147188f;
+    p = p * r + 1.0f;
+    return rounded <= ROUND - 127.0f ? Lanes{} : p * power_of_2(capped);
+}
+
+constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f;
+
+// 2^(a b) for |a b| <= NEAR, in fewer instructions. What all ways have near 0 is the slope of the curve: a factor near
+// 1 is applied thousands of times, so that an error that always has the same sign would add up.
+constexpr float NEAR = 120.0f;
+
+#if defined(__AVX512F__)
+// 2^k times 2^(i / 16), of a table in a register, times what is left, by a cubic. Multiplications are what holds a loop
+// up; additions, of integers too, are as good as free, as AMD's processors have units of their own for them.
+class Exp2 {
+    static constexpr float ROUND_16 = 12582912.0f / 16, ROUND_32 = 12582912.0f / 32;
+    Words sixteenths, halves[2];  // bits of 2^(i / 16), less i << 19; of 2^(i / 32) / 16, less i << 18
+
+    template <int steps>
+    static int32_t entry(int i, float part) {
+        const float number = static_cast<float>(std::exp2(i / double{steps})) * part;
+        int32_t bits;
+        std::memcpy(&bits, &number, sizeof bits);
+        return bits - i * ((1 << 23) / steps);
+    }
+
+    // rounded: ROUND_16 + k + i / 16, whose low bits are 16 k + i.
+    LANES_INLINE Lanes power(Lanes rounded, Lanes r) const {
+        const auto found = (Words)_mm512_permutexvar_epi32((__m512i)rounded, (__m512i)sixteenths);
+        const Lanes root = (Lanes)(found + ((Words)rounded << 19));
+        Lanes p = r * 0.0555041087f + 0.240226507f;
+        p = p * r + 0.693147181f;
+        return p * r * root + root;
+    }
+
+    // Products, what is near them, and what is left: by additions alone, so no product may become a part of one.
+    template <int count>
+    static LANES_INLINE void reduce(Lanes a, const Lanes* b, float round, Lanes* rounded, Lanes* r) {
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) {
+            Lanes x = a * b[i];
+            asm("" : "+v"(x));
+            r[i] = x;
+        }
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) rounded[i] = r[i] + round;
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) r[i] -= rounded[i] - round;
+    }
+
+   public:
+    Exp2() {
+        for (int i = 0; i < W; ++i) {
+            sixteenths[i] = entry<16>(i, 1.0f);
+            for (int half = 0; half < 2; ++half) halves[half][i] = entry<32>(half * W + i, 1.0f / 16);
+        }
+    }
+
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND_16;
+        return power(rounded, a * b - (rounded - ROUND_16));
+    }
+
+    // Of the rounded products, for a few b at a time: their chains of operations run side by side.
+    template <int count>
+    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
+        Lanes rounded[count], r[count];
+        reduce<count>(a, b, ROUND_16, rounded, r);
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) to[i] = power(rounded[i], r[i]);
+    }
+
+    // The same in two factors. Within 1 / 64 of a root the cubic's greatest coefficient may as well be 1 / 16, and then
+    // two multiplications make the first factor: r ((r + SHIFT)^2 + REST) + 16. The second is a sixteenth of the root.
+    // At 0 neither rounds: h is h times the second times the first.
+    template <int count>
+    LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
+        constexpr float SHIFT = 1.92181206f, REST = 7.39699316f;
+        Lanes x[count], rounded[count], r[count];
+        reduce<count>(a, b, ROUND_32, rounded, r);
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) x[i] = (r[i] + SHIFT) * (r[i] + SHIFT) + REST;
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) first[i] = r[i] * x[i] + 16.0f;
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const auto index = (__m512i)rounded[i];
+            const auto found = (Words)_mm512_permutex2var_epi32((__m512i)halves[0], index, (__m512i)halves[1]);
+            second[i] = (Lanes)(found + ((Words)rounded[i] << 18));
+        }
+    }
+
+    // e^x for |x| <= 87; where denormals are 0, that too below. Exactly 0 at -88.03, which is rounded to 2^-127.
+    Lanes e_to(Lanes x) const {
+        const Lanes rounded = x * LOG2E + ROUND_16, r = x * LOG2E - (rounded - ROUND_16) + x * LOG2E_REST;
+        return power(rounded, r);
+    }
+};
+#else
+class Exp2 {
+    static Lanes power(Lanes rounded, Lanes r) {
+        Lanes p = all(0.00132647273f);
+        p = p * r + 0.00967151299f;
+        p = p * r + 0.0555073358f;
+        p = p * r + 0.240222424f;
+        p = p * r + 0.693147004f;
+        p = p * r + 1.0f;
+        return p * power_of_2(rounded);
+    }
+
+   public:
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND;
+        return power(rounded, a * b - (rounded - ROUND));
+    }
+
+    // For a few b at a time.
+    template <int count>
+    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) to[i] = operator()(a, b[i]);
+    }
+
+    // In two factors.
+    template <int count>
+    LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) first[i] = all(1.0f);
+        powers<count>(a, b, second);
+    }
+
+    // e^x for |x| <= 87.
+    Lanes e_to(Lanes x) const {
+        const Lanes rounded = x * LOG2E + ROUND;
+        return power(rounded, x * LOG2E - (rounded - ROUND) + x * LOG2E_REST);
+    }
+};
+#endif
+
+// 1 / x for 2^-126 <= x <= 2^126.
+inline Lanes reciprocal(Lanes x) {
+#if defined(__AVX512F__)
+    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
+// e^x for x <= 0.
+inline Lanes exp_negative(const Exp2& exp2, Lanes x) {
+    const Lanes e = exp2.e_to(max(all(-87.0f), x));
+    return x < -87.0f ? Lanes{} : e;
+}
+
+inline Lanes one_plus_exp_minus(const Exp2& exp2, Lanes x) {
+    return 1.0f + exp2.e_to(max(all(-87.0f), min(all(87.0f), -x)));
+}
+
+inline Lanes sigmoid(const Exp2& exp2, Lanes x) {
+    const Lanes s = reciprocal(one_plus_exp_minus(exp2, x));
+    return x < -87.0f ? Lanes{} : s;
+}
+
+#if defined(__AVX512DQ__)
+// log(1 + i / 16) and 1 / (1 + i / 16) for 0 <= i <= 16.
+struct Logarithms {
+    Lanes logarithms[2], inverses[2];
+
+    Logarithms() {
+        for (int i = 0; i < 2 * W; ++i) {
+            logarithms[i / W][i % W] = static_cast<float>(std::log1p(i / 16.0));
+            inverses[i / W][i % W] = static_cast<float>(1 / (1 + i / 16.0));
+        }
+    }
+
+    static Lanes find(const Lanes table[2], Lanes index) {
+        return (Lanes)_mm512_permutex2var_ps((__m512)table[0], (__m512i)index, (__m512)table[1]);
+    }
+};
+inline const Logarithms tables;
+
+// log(1 + e) for 0 <= e <= 1: that of the nearest 1 + i / 16, and of the quotient of the two.
+inline Lanes log1p(Lanes e) {
+    constexpr float ROUND_16 = 12582912.0f / 16;
+    const Lanes rounded = e + ROUND_16;
+    const Lanes r = (e - (rounded - ROUND_16)) * tables.find(tables.inverses, rounded);
+    Lanes p = r * -0.250230402f + 0.333495259f;
+    p = p * r - 0.49999994f;
+    return p * (r * r) + r + tables.find(tables.logarithms, rounded);
+}
+
+// e^-|x|; a NaN becomes 0.
+inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) {
+    constexpr int LEAST_SIZE = 2, NEGATIVE = 3 << 2;
+    return exp2.e_to((Lanes)_mm512_range_ps((__m512)x, (__m512)all(88.03f), LEAST_SIZE | NEGATIVE));
+}
+
+// x, or what is nearest to it in size up to the bound; a NaN becomes the bound.
+inline Lanes within(Lanes bound, Lanes x) {
+    constexpr int LEAST_SIZE = 2;
+    return (Lanes)_mm512_range_ps((__m512)x, (__m512)bound, LEAST_SIZE);
+}
+#else
+// log(1 + e) = 2 atanh(e / (2 + e)) for 0 <= e <= 1.
+inline Lanes log1p(Lanes e) {
+    const Lanes s = e * reciprocal(2.0f + e), q = s * s;
+    const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
+    return 2.0f * s * (p * q + 1.0f);
+}
+
+inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) { return exp_negative(exp2, -abs(x)); }
+
+inline Lanes within(Lanes bound, Lanes x) { return max(-bound, min(bound, x)); }
+#endif
+
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
+inline Lanes softplus(const Exp2& exp2, Lanes x) { return max(all(0.0f), x) + log1p(exp_minus_size(exp2, x)); }
+
+// That of x + bias for many: in two loops each, since a processor that looks a few numbers ahead is held up by a long
+// chain of operations. `spare` is as long as x.
+inline void softplus(const Exp2& exp2, int count, Lanes bias, Lanes* x, Lanes* spare) {
+    const Exp2 power = exp2;
+    for (int i = 0; i < count; ++i) {
+        x[i] += bias;
+        spare[i] = exp_minus_size(power, x[i]);
+    }
+    for (int i = 0; i < count; ++i) x[i] = max(all(0.0f), x[i]) + log1p(spare[i]);
+}
+
+// y times x sigmoid(x).
+inline void gate(const Exp2& exp2, int count, Lanes* y, const Lanes* x, Lanes* spare) {
+    const Exp2 power = exp2;
+    for (int i = 0; i < count; ++i) spare[i] = 1.0f + power.e_to(-within(all(87.0f), x[i]));
+    for (int i = 0; i < count; ++i) y[i] *= x[i] * reciprocal(spare[i]);
+}
+
+// A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.
+inline Lanes tanh(Lanes x) {
+    constexpr float LARGEST = 9.02f;
+    x = max(all(-LARGEST), min(all(LARGEST), x));
+    const Lanes q = x * x;
+    Lanes p = 1.33190863e-8f * q + 2.05834913e-5f;
+    p = p * q + 0.00349403522f;
+    p = p * q + 0.133797184f;
+    p = p * q + 1.0f;
+    Lanes d = 7.76202569e-7f * q + 0.000328309397f;
+    d = d * q + 0.0258710757f;
+    d = d * q + 0.467130333f;
+    d = d * q + 1.0f;
+    p *= x;
+#if defined(__AVX512F__)
+    const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)d), refined = guess * (2.0f - d * guess), y = p * refined;
+    return y + refined * (p - y * d);
+#else
+    return p / d;
+#endif
+}
+
+}  // namespace lanes
