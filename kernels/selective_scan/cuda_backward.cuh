@@ -174,7 +174,7 @@ __device__ __forceinline__ i64 first_sum(const Problem& p, const Place& at, cons
 // A part's dC and dB, summed over the block's warps.
 __device__ __forceinline__ void write_sums(const Problem& p, const float* sums, i64 first, int steps, int part) {
     const int size = 2 * PART * PADDED;
-    UNROLL for (int start = 0; start < size; start += THREADS) {
+    UNROLL4 for (int start = 0; start < size; start += THREADS) {
         int k = start + threadIdx.x, n = k % PADDED, t = part * PART + k / PADDED % PART;
         bool of_c = k < size / 2;
         if (size % THREADS != 0 && k >= size) break;

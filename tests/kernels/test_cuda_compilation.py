@@ -28,13 +28,13 @@ from kernels.selective_scan._cuda_problem import DTYPES, Specialisation, backwar
 SOURCE = Path(kernels.__file__).parent / "selective_scan" / "cuda.cu"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 REGISTERS = 64 * 1024  # of a multiprocessor
-MOST_SPILLED = 256  # bytes of a thread
+MOST_SPILLED = 288  # bytes of a thread
 # Instructions of the hot loop per state and step, at most. (lanes, twins) -> kernel -> at most, of Mamba's 16 states
 FORWARD = {
-    (8, 2): {"scan_forward": 10.3, "scan_ends": 7.6},
-    (8, 1): {"scan_forward": 11.0, "scan_ends": 8.3},
-    (16, 1): {"scan_forward": 11.5, "scan_ends": 8.8},
-    (32, 1): {"scan_forward": 12.0, "scan_ends": 9.3},
+    (8, 2): {"scan_forward": 10.8, "scan_ends": 8.0},
+    (8, 1): {"scan_forward": 11.0, "scan_ends": 8.6},
+    (16, 1): {"scan_forward": 11.5, "scan_ends": 9.2},
+    (32, 1): {"scan_forward": 12.0, "scan_ends": 9.8},
 }
 BACKWARD = {"scan_backward": 25.4, "scan_ends_reverse": 6.2}
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -149,6 +149,8 @@ def test_few_registers_and_no_spills_where_time_is_spent(built: tuple[Specialisa
         assert (kernel, local) == (kernel, "0")
         assert int(registers) <= min(255, REGISTERS // (one.blocks * one.threads))
         assert int(stack) <= MOST_SPILLED, kernel
+    if one.states < 4 or one.constant_B:  # whose loops are not told apart from those that stage
+        return
     functions = sass.functions(say("-sass"))
     for kernel in ("scan_backward",) if one.backward else ("scan_forward", "scan_ends"):
         spilled = [one.name for one in sass.hot_loop(functions[kernel]) if one.name.startswith(("LDL", "STL"))]
