@@ -77,7 +77,7 @@ def attend(
 
 
 def _of_one_query(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """As F.scaled_dot_product_attention, of few rows (B, H, G, E)."""
+    """As F.scaled_dot_product_attention, of (B, H, G, E): the one query that each of G heads has."""
     few = query.shape[0] * query.shape[1] < _MANY_HEADS
     if query.is_cuda and few and not dropout and keys.shape[2] >= _PIECES:
         return _in_pieces(query, keys, values, mask)

@@ -8,6 +8,7 @@ nothing waits for the GPU, so that a graph can capture it (compile first: run it
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -93,21 +94,9 @@ def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     return B.repeat_interleave(groups // B.shape[1], 1), C.repeat_interleave(groups // C.shape[1], 1)
 
 
-def _scan_results(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, channels, length = u.shape
-    states = A.shape[1]
+def _scan_results(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `_scan`, from its arguments: uninitialised, or without memory as these are."""
+    (rows, channels, length), states, keep = u.shape, A.shape[1], others[-1]
     windows = (length - 1) // WINDOW if keep else 0
     return torch.empty_like(u), A.new_empty(rows, channels, states), A.new_empty(rows, windows, channels, states)
 
@@ -130,10 +119,11 @@ def _scan(
     Returns out (B, D, L), h_L (B, D, N) and the state before every window but the first (B, windows - 1, D, N), which
     the backward pass needs; the last is empty unless `keep`.
     """
-    results = _scan_results(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    results = _scan_results(*tensors, softplus, keep)
     out, last, kept = results
     if out.numel():
-        run = _Run(False, u, delta, A, B, C, D, z, bias, initial, softplus)
+        run = _Run(False, tensors, softplus)
         run.views(out=out)
         run.problem.arrays(last=last, kept=kept if kept.numel() else None)
         run.over(0, u.shape[2])
@@ -149,27 +139,16 @@ scan.register_fake(_scan_results)
 class _Run:
     """The launches of one pass."""
 
-    def __init__(
-        self,
-        backward: bool,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        bias: Tensor | None,
-        initial: Tensor | None,
-        softplus: bool,
-    ) -> None:
+    def __init__(self, backward: bool, tensors: Sequence[Any], softplus: bool) -> None:
+        """tensors: u, delta, A, B, C, D, z, bias and initial, as for `_scan`."""
+        u, delta, A, B, C, D, z, bias, initial = tensors
         self.u, self.states, self.groups = u, A.shape[1], groups_of(B, C)
         self.processors = machine.processors(u.device)
         self.specialisation: Specialisation = specialise(u, A, B, C, backward, self.processors)
         rows, channels, length = u.shape
         self.parts = -(-channels // self.groups // self.specialisation.channels)
         self.alive = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
-        A, D, bias, initial = self.alive  # type: ignore[assignment]
+        A, D, bias, initial = self.alive
         self.problem = Problem()
         self.problem.numbers(rows=rows, channels=channels, length=length, groups=self.groups, states=self.states)
         self.problem.numbers(parts=self.parts, softplus=int(softplus), reverse=int(backward))
@@ -216,23 +195,10 @@ class _Run:
         machine.launch(self.specialisation, kernel, blocks, self.problem.packed(), self.u.device)
 
 
-def _scan_backward_results(
-    dout: Tensor,
-    dlast: Tensor,
-    kept: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    initial: Tensor | None,
-    softplus: bool,
-) -> list[Tensor]:
-    tensors = (u, delta, A, B, C, D, z, bias, initial)
-    return [A.new_empty(0) if t is None else torch.empty_like(t) for t in tensors]
+def _scan_backward_results(dout: Tensor, dlast: Tensor, kept: Tensor, *others: Any) -> list[Tensor]:
+    """Of `_scan_backward`, from its arguments."""
+    *tensors, _ = others
+    return [dlast.new_empty(0) if t is None else torch.empty_like(t) for t in tensors]
 
 
 def _scan_backward(
@@ -251,11 +217,12 @@ def _scan_backward(
     softplus: bool,
 ) -> list[Tensor]:
     """The gradients of u, delta, A, B, C, D, z, bias and initial; empty for what is absent."""
-    results = _scan_backward_results(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
+    tensors = (u, delta, A, B, C, D, z, bias, initial)
+    results = _scan_backward_results(dout, dlast, kept, *tensors, softplus)
     if u.numel() == 0:
         return [result.zero_() for result in results]
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = results
-    run = _Run(True, u, delta, A, B, C, D, z, bias, initial, softplus)
+    run = _Run(True, tensors, softplus)
     run.views(dout=dout, du=du, ddelta=ddelta, dz=None if z is None else dz)
     run.problem.arrays(kept=kept)
     run.problem.matrices(grad_B=dB, grad_C=dC)

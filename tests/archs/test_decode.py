@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from toys import ragged
 from variants import VOCABULARY, build
 
-from archs import Backbone, Tokens
+from archs import Backbone, Tokens, attention
 from archs.contract import StateConsumed
 
 T = TypeVar("T")
@@ -127,3 +127,16 @@ def test_compiled_as_one_graph() -> None:
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(list(after.leaves()), list(kept.leaves()))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("columns", [64, 65, 1000])
+def test_one_query_over_columns_in_pieces(columns: int, masked: bool) -> None:
+    """As a GPU decodes: the same as in one piece, and what is masked is never seen."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(2, 3, n, 8, generator=generator) for n in (4, columns, columns))
+    mask = torch.rand(2, 1, 1, columns, generator=generator) < 0.7 if masked else None
+    if mask is not None:
+        values = values.masked_fill(~mask.mT, 1e4)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask)
+    torch.testing.assert_close(attention._in_pieces(query, keys, values, mask), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import time
@@ -91,3 +92,9 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         bench.bench(["selective_scn"], None, tmp_path / "x", Console())
     with pytest.raises(UserError, match="--device nowhere cannot be used"):
         bench.bench(None, "nowhere", tmp_path / "x", Console())
+
+
+def test_what_was_kept_from_the_garbage_collector_is_given_back() -> None:
+    """Else modules of other languages complain at exit."""
+    _measure._take_turns({"nothing": lambda: None}, torch.device("cpu"))
+    assert gc.get_freeze_count() == 0
