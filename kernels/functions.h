@@ -244,14 +244,15 @@ inline Lanes within(Lanes bound, Lanes x) { return max(-bound, min(bound, x)); }
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
 inline Lanes softplus(const Exp2& exp2, Lanes x) { return max(all(0.0f), x) + log1p(exp_minus_size(exp2, x)); }
 
-// That of x + bias for many: in two loops each, since a processor that looks a few numbers ahead is held up by a long
-// chain of operations. `spare` is as long as x.
-inline void softplus(const Exp2& exp2, int count, Lanes bias, Lanes* x, Lanes* spare) {
+// That of x + bias for many, and where asked for its derivative, the sigmoid: in a loop for each function, since a
+// processor that looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as x.
+inline void softplus(const Exp2& exp2, int count, Lanes bias, Lanes* x, Lanes* spare, Lanes* slope) {
     const Exp2 power = exp2;
     for (int i = 0; i < count; ++i) {
         x[i] += bias;
         spare[i] = exp_minus_size(power, x[i]);
     }
+    for (int i = 0; slope && i < count; ++i) slope[i] = (x[i] < 0.0f ? spare[i] : all(1.0f)) * reciprocal(1.0f + spare[i]);
     for (int i = 0; i < count; ++i) x[i] = max(all(0.0f), x[i]) + log1p(spare[i]);
 }
 

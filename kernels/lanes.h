@@ -149,38 +149,46 @@ LANES_INLINE void transpose(Lanes square[W]) {
     for (int i = 0; i < W; ++i) square[i] = rows[i];
 }
 
-// Rows i and i + span become one, whose lanes are sums of two lanes, `span` apart, of the one or the other.
+// Of rows of W terms, in which blocks of 2 span lanes are terms of one sum, two become one: the halves of each block are
+// added, so that blocks of span lanes are left. In the order that takes the cheapest shuffles: see sum_each.
 template <int span>
-LANES_INLINE void add_pairs(Lanes rows[2 * span]) {
-    Words own{}, other{};
+LANES_INLINE Lanes halve(Lanes a, Lanes b) {
+    constexpr int unit = span < 4 ? 4 : W, half = unit / 2;
+    Words own{}, of_b{};
     LANES_UNROLL
     for (int i = 0; i < W; ++i) {
-        own[i] = i & span ? W + i : i;
-        other[i] = own[i] ^ span;
+        const int place = i % half;
+        of_b[i] = i % unit < half ? 0 : -1;
+        own[i] = (span == W / 2 ? i : i / unit * unit + place / span * 2 * span + place % span) - of_b[i] * W;
     }
-    LANES_UNROLL
-    for (int i = 0; i < span; ++i) rows[i] = shuffle(rows[i], rows[i + span], own) + shuffle(rows[i], rows[i + span], other);
+    const Lanes halves = span == W / 2 ? of_b ? b : a : shuffle(a, b, own);  // a choice, which more units can make
+    return halves + shuffle(a, b, own ^ span);
 }
 
-// Lane i of the result is the sum over the lanes of rows[i]. Halves of neighbouring rows are exchanged by reading from
-// between them, which leaves the processor's only shuffle unit to the later, smaller exchanges.
+// So many rows at a time are halved twice, while other units have more to do.
+constexpr int QUAD = 4;
+
+LANES_INLINE Lanes halve_twice(const Lanes rows[QUAD]) {
+    return halve<W / 4>(halve<W / 2>(rows[0], rows[1]), halve<W / 2>(rows[2], rows[3]));
+}
+
+// What is left to do with the W rows of W / QUAD quads: lane i of the result is the sum of the i-th row.
+LANES_INLINE Lanes sum_quads(const Lanes quads[W / QUAD]) {
+    Lanes sums = quads[0];
+    if constexpr (W == 16) sums = halve<1>(halve<2>(quads[0], quads[1]), halve<2>(quads[2], quads[3]));
+    if constexpr (W == 8) sums = halve<1>(quads[0], quads[1]);
+    Words places{};
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) places[i] = i % (W / 4) * 4 + i / (W / 4);
+    return shuffle(sums, sums, places);
+}
+
+// Lane i of the result is the sum over the lanes of rows[i].
 __attribute__((noinline)) inline Lanes sum_each(const Lanes rows[W]) {
-    Lanes sums[W / 2];
-    Words is_high{}, places{};
+    Lanes quads[W / QUAD];
     LANES_UNROLL
-    for (int i = 0; i < W; ++i) {
-        is_high[i] = i < W / 2 ? 0 : -1;
-        places[i] = i / 2 + i % 2 * (W / 2);
-    }
-    LANES_UNROLL
-    for (int i = 0; i < W / 2; ++i) {
-        const Lanes outer = is_high ? rows[2 * i + 1] : rows[2 * i];
-        sums[i] = outer + load(reinterpret_cast<const float*>(rows + 2 * i) + W / 2);
-    }
-    if constexpr (W > 8) add_pairs<4>(sums);
-    if constexpr (W > 4) add_pairs<2>(sums);
-    add_pairs<1>(sums);
-    return shuffle(sums[0], sums[0], places);
+    for (int i = 0; i < W / QUAD; ++i) quads[i] = halve_twice(rows + i * QUAD);
+    return sum_quads(quads);
 }
 
 // Within its scope, numbers too small for a normal float are 0: a decayed state would otherwise run at a tenth of the

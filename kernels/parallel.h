@@ -17,12 +17,16 @@
 
 namespace parallel {
 
+// Arrays that are read or written in step should not begin at the same place of a page, but so many lanes apart: a cache
+// that guesses by a part of an address where a line lies would take one for the other, time after time.
+constexpr int STAGGER = 8;
+
 // The memory of one thread: arrays of lanes, allocated for its first task and handed out again, in the same order and
 // sizes, to the next. Small ones lie in the object itself: to ask for them would take longer than to use them.
 class Scratch {
-    static constexpr int64_t SMALL = 64;
+    static constexpr int64_t SMALL = 64, PAGE = 4096;
     struct Free {
-        void operator()(lanes::Lanes* p) const { ::operator delete[](p, std::align_val_t(64)); }
+        void operator()(lanes::Lanes* p) const { ::operator delete[](p, std::align_val_t(PAGE)); }
     };
     alignas(64) lanes::Lanes small[SMALL];
     int64_t used = 0;
@@ -34,11 +38,18 @@ class Scratch {
 
     lanes::Lanes* take(int64_t count) {
         if (used + count <= SMALL) return small + std::exchange(used, used + count);
+        const int64_t place = next % 8 * STAGGER;
         if (next == arrays.size()) {
-            void* memory = ::operator new[](count * sizeof(lanes::Lanes), std::align_val_t(64));
+            void* memory = ::operator new[]((place + count) * sizeof(lanes::Lanes), std::align_val_t(PAGE));
             arrays.emplace_back(static_cast<lanes::Lanes*>(memory));
         }
-        return arrays[next++].get();
+        return arrays[next++].get() + place;
+    }
+
+    // What is made of arrays of lanes alone.
+    template <class Arrays>
+    Arrays& take() {
+        return *reinterpret_cast<Arrays*>(take(sizeof(Arrays) / sizeof(lanes::Lanes)));
     }
 };
 

@@ -14,18 +14,24 @@ namespace scan {
 
 template <bool per_lane>
 class Backward {
+    // Of a window: numbers of each step, then of each step and the states of a group.
+    struct Steps {
+        using Each = Lanes[WINDOW + parallel::STAGGER];
+        Each u, d, slope, z, g, y;
+        Each by_x, by_decay;  // the gradients of d u and of d A, of the latter times A
+        Lanes h[1 + WINDOW + parallel::STAGGER / GROUP][GROUP];  // before the window, then after each step
+        Lanes decay[WINDOW][GROUP];                              // exp(d A)
+    };
     const Problem& p;
     const Part part;
-    const int states, most;
+    const int states;
     const bool starts_apart;
     const Boundaries& starts;
     const Rooms& rooms;
-    Lanes *A, *G;                                    // [block][state]
-    Lanes *u, *d, *slope, *z, *g, *y;                // [step]
-    Lanes *by_x, *by_decay;                          // [step]: the gradients of d u and of d A, of the latter times A
-    Lanes *decay, *kept;                             // [step][state of a group]: exp(d A), and that times h_{t-1}
-    Lanes* h;                                        // [state]
-    Input<per_lane> B, C;
+    Steps& at;
+    Lanes *A, *G;   // [block][state]
+    Lanes* before;  // [state]: the states before the window
+    Input<per_lane, GROUP> B, C;
     ChannelSums dB, dC;
     sums::TimeSums over_time;
     const lanes::Exp2 exp2{};
@@ -33,12 +39,10 @@ class Backward {
    public:
     Backward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, const Rooms& r,
              Scratch& s)
-        : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p)),
-          starts_apart(cut.segments > 1), starts(boundaries), rooms(r), A(s.take(cut.most_blocks() * states)),
-          G(s.take(cut.most_blocks() * states)), u(s.take(most)), d(s.take(most)), slope(s.take(most)), z(s.take(most)),
-          g(s.take(most)), y(s.take(most)), by_x(s.take(most)), by_decay(s.take(most)), decay(s.take(most * GROUP)),
-          kept(s.take(most * GROUP)), h(s.take(states)), B(p, cut, p.B, p.groups_B, part, most, s),
-          C(p, cut, p.C, p.groups_C, part, most, s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
+        : p(problem), part(of), states(static_cast<int>(p.states)), starts_apart(cut.segments > 1), starts(boundaries),
+          rooms(r), at(s.take<Steps>()), A(s.take(cut.most_blocks() * states)), G(s.take(cut.most_blocks() * states)),
+          before(s.take(states)), B(p, cut, p.B, p.groups_B, part, window_length(p), s),
+          C(p, cut, p.C, p.groups_C, part, window_length(p), s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
           over_time(cut.most_blocks(), rooms.terms.count, s) {}
 
     void run() {
@@ -67,129 +71,165 @@ class Backward {
 
     void run_block(int block, int64_t first, int steps) {
         const auto window = part.window(block, first, steps), channels = part.window(block, 0, 1);
+        const int filled = in_quads(steps);
         Lanes bias, skip;
         tiles::load_or_zero(&bias, p.bias, channels);
         tiles::load_or_zero(&skip, p.D, channels);
-        tiles::load(u, p.u, window);
-        tiles::load(d, p.delta, window);
-        tiles::load_or_zero(g, p.dout, window);
-        step_sizes(p, exp2, bias, steps, d, y, slope);
-        if (first > 0) tiles::load(h, p.kept, part.kept(p, block, first));
-        else tiles::load_or_zero(h, p.initial, part.window(block, 0, states));
+        tiles::load(at.u, p.u, window);
+        tiles::load(at.d, p.delta, window);
+        tiles::load_or_zero(at.g, p.dout, window);
+        step_sizes(p, exp2, bias, steps, at.d, at.y, at.slope);
+        if (first > 0) tiles::load(before, p.kept, part.kept(p, block, first));
+        else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
         const auto next = part.next(block, first, first - WINDOW, WINDOW);
         const tiles::Ahead ahead[] = {{p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},  // two per group
                                       {p.du, next}, {p.ddelta, next}, {p.dz, next},   {{}, next}};
-        for (int t = 0; t < steps; ++t) by_x[t] = d[t] * lanes::LOG2E;
-        const bool near = all_near(by_x, steps, A + block * states, states);
+        for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
+        const bool near = all_near(at.by_x, steps, A + block * states, states);
         if (p.z) open_gate(window, steps);
-        for (int t = 0; t < steps; ++t) {
-            y[t] = skip * u[t];
-            by_x[t] = by_decay[t] = Lanes{};
+        for (Lanes* array : {at.u, at.d, at.g}) std::fill(array + steps, array + filled, Lanes{});  // no-op steps
+        for (int t = 0; t < filled; ++t) {
+            at.y[t] = skip * at.u[t];
+            at.by_x[t] = at.by_decay[t] = Lanes{};
         }
         for (int state = 0; state < states; state += GROUP) {
-            if (states - state < GROUP) run_group<0>(near, block, state, steps, ahead);
-            else run_group<GROUP>(near, block, state, steps, ahead);
+            if (states - state < GROUP) run_group<0>(near, block, state, filled, ahead);
+            else run_group<GROUP>(near, block, state, filled, ahead);
         }
         finish(block, steps, skip);
-        tiles::store(y, p.du, window);
-        tiles::store(by_decay, p.ddelta, window);
-        if (p.z) tiles::store(z, p.dz, window);
+        tiles::store(at.y, p.du, window);
+        tiles::store(at.by_decay, p.ddelta, window);
+        if (p.z) tiles::store(at.z, p.dz, window);
     }
 
     // From the gradient of out to that of y; and what that of z is, but for y.
     void open_gate(const tiles::Window& window, int steps) {
-        tiles::load(z, p.z, window);
+        tiles::load(at.z, p.z, window);
         for (int t = 0; t < steps; ++t) {
-            const Lanes s = lanes::sigmoid(exp2, z[t]), by_gate = g[t] * s;
-            g[t] = by_gate * z[t];
-            z[t] = by_gate * (1.0f + z[t] * (1.0f - s));
+            const Lanes z = at.z[t], s = lanes::sigmoid(exp2, z), by_gate = at.g[t] * s;
+            at.g[t] = by_gate * z;
+            at.z[t] = by_gate * (1.0f + z * (1.0f - s));
         }
     }
 
-    // fixed: how many states the group has where that is known to the compiler, else 0.
+    // fixed: how many states the group has where that is known to the compiler, else 0. Whole quads of steps.
     template <int fixed>
     void run_group(bool near, int block, int state, int steps, const tiles::Ahead* ahead) {
         if (near) replay<true, fixed>(block, state, steps, ahead);
         else replay<false, fixed>(block, state, steps, ahead);
+        reverse<fixed>(block, state, steps);
+    }
+
+    template <bool near, int fixed>
+    __attribute__((noinline)) void replay(int block, int state, int steps, const tiles::Ahead* ahead) {
+        constexpr int few = fixed ? 2 : 1;
         const int count = fixed ? fixed : states - state;
+        const lanes::Exp2 power = exp2;
+        const Lanes* a = A + block * states + state;
+        const auto B_0 = B.at(block, state), C_0 = C.at(block, state);
+        const int by_step_B = per_lane ? B.by_step() : GROUP, by_step_C = per_lane ? C.by_step() : GROUP;
+        Lanes h[GROUP];
+        std::copy_n(before + state, count, h);
+        std::copy_n(h, count, at.h[0]);
+        for (int t = 0; t < steps; ++t) {
+            const Lanes rate = at.d[t] * lanes::LOG2E, x = at.d[t] * at.u[t];
+            const auto B_t = B_0 + t * by_step_B, C_t = C_0 + t * by_step_C;
+            Lanes sum = at.y[t];
+            if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
+            LANES_UNROLL
+            for (int n = 0; n < count; n += few) {
+                Lanes first[few], second[few];
+                decays<near, few>(power, rate, a + n, first, second);
+                LANES_UNROLL
+                for (int i = 0; i < few; ++i) {
+                    const Lanes decay = first[i] * second[i];
+                    h[n + i] = decay * h[n + i] + x * B_t[n + i];
+                    sum += h[n + i] * C_t[n + i];
+                    at.decay[t][n + i] = decay;
+                    at.h[t + 1][n + i] = h[n + i];
+                }
+            }
+            at.y[t] = sum;
+        }
+    }
+
+    // All steps, backwards.
+    template <int fixed>
+    __attribute__((noinline)) void reverse(int block, int state, int steps) {
+        const int count = fixed ? fixed : states - state;
+        Lanes G_n[GROUP];
+        std::copy_n(G + block * states + state, count, G_n);
         for (int from = (steps - 1) / sums::FOLD * sums::FOLD; from >= 0; from -= sums::FOLD) {
-            reverse<fixed>(block, state, from, std::min(from + sums::FOLD, steps));
+            const int to = std::min(from + sums::FOLD, steps);
+            Lanes dA[GROUP]{};
+            for (int first = to - QUAD; first >= from; first -= QUAD) reverse_quad<fixed>(block, state, first, first - from, G_n, dA);
+            std::copy_n(dA, count, &over_time[rooms.terms.A + state]);
             dB.add(state, count, from);
             dC.add(state, count, from);
             over_time.fold(block, rooms.terms.A + state, count);
             if (!p.groups_B) over_time.fold(block, rooms.terms.B + state, count);
             if (!p.groups_C) over_time.fold(block, rooms.terms.C + state, count);
         }
+        std::copy_n(G_n, count, G + block * states + state);
     }
 
-    template <bool near, int fixed>
-    __attribute__((noinline)) void replay(int block, int state, int steps, const tiles::Ahead* ahead) {
-        const int count = fixed ? fixed : states - state;
-        const lanes::Exp2 power = exp2;
-        const Lanes* a = A + block * states + state;
-        Lanes now[GROUP];
-        std::copy_n(h + state, count, now);
-        for (int t = 0; t < steps; ++t) {
-            const Lanes rate = d[t] * lanes::LOG2E, x = d[t] * u[t];
-            const auto B_t = B.at(block, t) + state, C_t = C.at(block, t) + state;
-            Lanes *decay_n = decay + t * GROUP, *kept_n = kept + t * GROUP, sum = y[t];
-            if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
-            LANES_UNROLL
-            for (int n = 0; n < count; ++n) {
-                if (near) power.powers<1>(rate, a + n, decay_n + n);
-                else decay_n[n] = lanes::exp2_product(rate, a[n]);
-                kept_n[n] = decay_n[n] * now[n];
-                now[n] = kept_n[n] + x * B_t[n];
-                sum += now[n] * C_t[n];
-            }
-            y[t] = sum;
-        }
-    }
-
-    // The steps [from, to), backwards.
+    // A quad of steps, backwards. Its sums over channels are halved twice on the way: multiplications are what takes time
+    // here, and the units for additions and shuffles are idle. `place`: of the quad among a few steps.
     template <int fixed>
-    __attribute__((noinline)) void reverse(int block, int state, int from, int to) {
+    LANES_INLINE void reverse_quad(int block, int state, int first, int place, Lanes* G_n, Lanes* dA) {
         const int count = fixed ? fixed : states - state;
         const Lanes* A_n = A + block * states + state;
-        Lanes *total = &over_time[0], *total_B = total + rooms.terms.B + state, *total_C = total + rooms.terms.C + state;
-        Lanes *G_n = G + block * states + state, gradient_of_h[GROUP], dA[GROUP];
-        std::copy_n(G_n, count, gradient_of_h);
-        std::fill_n(dA, count, Lanes{});
-        for (int t = to - 1; t >= from; --t) {
-            const Lanes dt = d[t], gt = g[t], x = dt * u[t];
-            const auto B_t = B.at(block, t) + state, C_t = C.at(block, t) + state;
-            const Lanes *decay_n = decay + t * GROUP, *kept_n = kept + t * GROUP;
-            Lanes of_x = by_x[t], of_decay = by_decay[t];
-            LANES_UNROLL
-            for (int n = 0; n < count; ++n) {
-                const auto b = B_t[n];
-                const Lanes kept = kept_n[n];
-                const Lanes gradient = gradient_of_h[n] + gt * C_t[n], through = gradient * kept;
-                of_x += gradient * b;
-                of_decay += through * A_n[n];
-                dA[n] += through * dt;
-                if (!per_lane || p.groups_B) dB.term(n, t - from) = gradient * x;
-                else total_B[n] += gradient * x;
-                if (!per_lane || p.groups_C) dC.term(n, t - from) = gt * (kept + x * b);
-                else total_C[n] += gt * (kept + x * b);
-                gradient_of_h[n] = decay_n[n] * gradient;
-            }
-            by_x[t] = of_x;
-            by_decay[t] = of_decay;
+        const auto B_0 = B.at(block, state), C_0 = C.at(block, state);
+        const int by_step_B = per_lane ? B.by_step() : GROUP, by_step_C = per_lane ? C.by_step() : GROUP;
+        Lanes g[QUAD], d[QUAD], x[QUAD], of_x[QUAD], of_decay[QUAD], terms[QUAD];
+        LANES_UNROLL
+        for (int i = 0; i < QUAD; ++i) {
+            g[i] = at.g[first + i];
+            d[i] = at.d[first + i];
+            x[i] = d[i] * at.u[first + i];
+            of_x[i] = at.by_x[first + i];
+            of_decay[i] = at.by_decay[first + i];
         }
-        std::copy_n(gradient_of_h, count, G_n);
-        std::copy_n(dA, count, total + rooms.terms.A + state);
+        LANES_UNROLL
+        for (int n = 0; n < count; ++n) {
+            LANES_UNROLL
+            for (int i = 0; i < QUAD; ++i) terms[i] = g[i] * at.h[first + i + 1][n];
+            if (!per_lane || p.groups_C) dC.put(n, place, terms);
+            else over_time[rooms.terms.C + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
+            Lanes G = G_n[n], sum = dA[n];
+            const Lanes rate = A_n[n];
+            LANES_UNROLL
+            for (int i = QUAD - 1; i >= 0; --i) {
+                const int t = first + i;
+                const Lanes gradient = G + g[i] * C_0[t * by_step_C + n];
+                of_x[i] += gradient * B_0[t * by_step_B + n];
+                terms[i] = gradient * x[i];
+                G = at.decay[t][n] * gradient;
+                const Lanes through = G * at.h[t][n];
+                of_decay[i] += through * rate;
+                sum += through * d[i];
+            }
+            G_n[n] = G;
+            dA[n] = sum;
+            if (!per_lane || p.groups_B) dB.put(n, place, terms);
+            else over_time[rooms.terms.B + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
+        }
+        LANES_UNROLL
+        for (int i = 0; i < QUAD; ++i) {
+            at.by_x[first + i] = of_x[i];
+            at.by_decay[first + i] = of_decay[i];
+        }
     }
 
     // What is known after the last group: the gradients of u, delta, z, D and the bias, over the arrays that led to them.
     void finish(int block, int steps, Lanes skip) {
         Lanes *total_D = &over_time[rooms.terms.D], *total_bias = &over_time[rooms.terms.bias];
         for (int t = 0; t < steps; ++t) {
-            z[t] *= y[t];
-            y[t] = skip * g[t] + d[t] * by_x[t];
-            by_decay[t] = (u[t] * by_x[t] + by_decay[t]) * slope[t];
-            *total_D += g[t] * u[t];
-            *total_bias += by_decay[t];
+            at.z[t] *= at.y[t];
+            at.y[t] = skip * at.g[t] + at.d[t] * at.by_x[t];
+            at.by_decay[t] = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
+            *total_D += at.g[t] * at.u[t];
+            *total_bias += at.by_decay[t];
             if (t % sums::FOLD == sums::FOLD - 1 || t == steps - 1) {
                 over_time.fold(block, rooms.terms.D, 1);
                 over_time.fold(block, rooms.terms.bias, 1);

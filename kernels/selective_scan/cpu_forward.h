@@ -74,17 +74,6 @@ class Forward {
         else run_states<near, 0>(block, from, to, skip, ahead);
     }
 
-    // exp(d A) for a few states, in two factors.
-    template <bool near, int few>
-    static LANES_INLINE void decays(const lanes::Exp2& power, Lanes d, const Lanes* a, Lanes* first, Lanes* second) {
-        if (near) return power.factors<few>(d, a, first, second);
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) {
-            first[i] = lanes::all(1.0f);
-            second[i] = lanes::exp2_product(d, a[i]);
-        }
-    }
-
     // fixed: the number of states where it is known to the compiler, else 0.
     template <bool near, int fixed>
     __attribute__((noinline)) void run_states(int block, int from, int to, Lanes skip, const tiles::Ahead* ahead) {
@@ -94,9 +83,10 @@ class Forward {
         const Lanes* a = rate + block * count;
         Lanes *state = h + block * count, own[fixed ? fixed : 1];
         if (fixed) state = std::copy_n(state, fixed, own) - fixed;
+        const int by_step_B = fixed && !per_lane ? fixed : B.by_step(), by_step_C = fixed && !per_lane ? fixed : C.by_step();
         for (int t = from; t < to; ++t) {
             const Lanes dt = d[t], x = dt * u[t];
-            const auto B_t = B.at(block, t), C_t = C.at(block, t);
+            const auto B_t = B.at(block, 0) + t * by_step_B, C_t = C.at(block, 0) + t * by_step_C;
             Lanes sum = skip * u[t];
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <numeric>
+#include <type_traits>
 
 #include "../functions.h"
 #include "../parallel.h"
@@ -20,6 +21,11 @@ using tiles::TypedView;
 
 constexpr int WINDOW = SCAN_WINDOW;  // steps whose states the backward pass holds at a time
 constexpr int GROUP = 4;             // states that the backward pass holds in registers at a time
+constexpr int QUAD = lanes::QUAD;    // steps that it takes at a time
+static_assert(WINDOW % QUAD == 0);
+
+// So many steps, filled up to quads.
+constexpr int in_quads(int steps) { return (steps + QUAD - 1) / QUAD * QUAD; }
 
 // B or C. Variable: (rows, groups, states, steps). Constant: one "group" per channel, row and step strides 0.
 struct Matrix {
@@ -104,7 +110,9 @@ struct Part {
     }
 };
 
-inline int window_length(const Problem& p, int64_t most = WINDOW) { return static_cast<int>(std::min(most, p.length)); }
+inline int window_length(const Problem& p, int64_t most = WINDOW) {
+    return in_quads(static_cast<int>(std::min(most, p.length)));
+}
 
 template <class Work>
 void for_each(const Problem& p, int64_t tasks, const Work& work) {
@@ -120,55 +128,80 @@ void for_each_part(const Problem& p, const Cut& cut, int64_t from, int64_t segme
 }
 
 // B or C as the inner loop wants it. If both are variable, channels share them: one number per step and state. If one
-// is constant it differs between channels, and both are held per lane.
-template <bool per_lane>
+// is constant it differs between channels, and both are held per lane. So many states, `few`, lie side by side: that
+// many at a time are wanted for one step after the other. 0: all.
+template <bool per_lane, int few = 0>
 class Input {
+    using Number = std::conditional_t<per_lane, Lanes, float>;
     const Part& part;
     const bool constant;
-    const int states;
-    const int by_block, by_step;  // strides of the lanes
+    const int states, most, side;
     const TypedView view;
-    Lanes *lanes_, *tile;
-    float* shared = nullptr;
+    Number* numbers;  // [block][state] if constant, else [state / side][step][side]
+    Lanes* tile;
 
    public:
     // To be read `most` steps at a time.
     Input(const Problem& p, const Cut& cut, const Matrix& m, int64_t groups, const Part& of, int most, Scratch& scratch)
-        : part(of), constant(groups == 0), states(static_cast<int>(p.states)), by_block(constant ? states : 0),
-          by_step(constant ? 0 : states), view(constant ? m.of_channels() : m.of_group(of.group * groups / cut.groups)),
-          lanes_(scratch.take(states * std::max(most, cut.most_blocks()))), tile(scratch.take(most)) {
-        if (!per_lane) shared = reinterpret_cast<float*>(lanes_);
-        for (int block = 0; constant && block < part.blocks(); ++block)
-            tiles::load(lanes_ + block * states, view, part.window(block, 0, states));
+        : part(of), constant(groups == 0), states(static_cast<int>(p.states)), most(most), side(few ? few : states),
+          view(constant ? m.of_channels() : m.of_group(of.group * groups / cut.groups)),
+          numbers(reinterpret_cast<Number*>(scratch.take((states + side) * std::max(most, cut.most_blocks())))),
+          tile(scratch.take(most)) {
+        if constexpr (per_lane)
+            for (int block = 0; constant && block < part.blocks(); ++block)
+                tiles::load(numbers + block * states, view, part.window(block, 0, states));
     }
 
+    // Zeros fill the last quad of steps.
     void read(int64_t first, int steps) {
         if (constant) return;
-        if (!per_lane && states == W) return tiles::load(lanes_, view, {part.row, 0, W, first, steps});
         for (int from = 0; from < states; from += W) {
-            tiles::load(tile, view, {part.row, from, states, first, steps});
-            for (int t = 0; t < steps; ++t)
-                for (int n = from; n < std::min(from + W, states); ++n) {
-                    if constexpr (per_lane) lanes_[t * states + n] = lanes::all(tile[t][n - from]);
-                    else shared[t * states + n] = tile[t][n - from];
-                }
+            Lanes* to = tile;
+            if constexpr (!per_lane)
+                if (side == W) to = reinterpret_cast<Lanes*>(numbers + place(from));
+            tiles::load(to, view, {part.row, from, states, first, steps});
+            std::fill(to + steps, to + in_quads(steps), Lanes{});
+            if (to == tile) distribute(from, in_quads(steps));
         }
     }
 
-    // The numbers of a step, one per state.
-    auto at(int block, int t) const {
-        if constexpr (per_lane) return static_cast<const Lanes*>(lanes_ + block * by_block + t * by_step);
-        else return static_cast<const float*>(shared + t * states);
+    // The numbers of the first step, from a state on that is the first of a few, and how far it is to the next step's.
+    const Number* at(int block, int state) const { return numbers + (constant ? block * states + state : place(state)); }
+    int by_step() const { return constant ? 0 : side; }
+
+   private:
+    int place(int state) const { return state / side * side * most; }
+
+    void distribute(int from, int steps) {
+        for (int n = from, count; n < std::min(from + W, states); n += count) {
+            count = few ? few : std::min(from + W, states) - n;
+            Number* to = numbers + place(n) + n % side;
+            for (int t = 0; t < steps; ++t)
+                for (int i = 0; i < count; ++i) {
+                    if constexpr (per_lane) to[t * side + i] = lanes::all(tile[t][n - from + i]);
+                    else to[t * side + i] = tile[t][n - from + i];
+                }
+        }
     }
 };
 
 // delta -> the step size d; where asked for, also its derivative by delta.
 __attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, Lanes bias, int steps,
                                                  Lanes* d, Lanes* spare, Lanes* slope) {
-    for (int t = 0; slope && t < steps; ++t)
-        slope[t] = p.softplus ? lanes::sigmoid(exp2, d[t] + bias) : lanes::all(1.0f);
-    if (p.softplus) return lanes::softplus(exp2, steps, bias, d, spare);
+    if (p.softplus) return lanes::softplus(exp2, steps, bias, d, spare, slope);
     for (int t = 0; t < steps; ++t) d[t] += bias;
+    for (int t = 0; slope && t < steps; ++t) slope[t] = lanes::all(1.0f);
+}
+
+// exp(d A) for a few states, in two factors.
+template <bool near, int few>
+LANES_INLINE void decays(const lanes::Exp2& exp2, Lanes d, const Lanes* rate, Lanes* first, Lanes* second) {
+    if (near) return exp2.factors<few>(d, rate, first, second);
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i) {
+        first[i] = lanes::all(1.0f);
+        second[i] = lanes::exp2_product(d, rate[i]);
+    }
 }
 
 // The largest absolute value in each lane; a NaN counts as larger than all.

@@ -88,7 +88,7 @@ class Ends {
         for (int i = 0; i < steps; ++i) {
             const int t = reverse ? steps - 1 - i : i;
             const Lanes dt = d[t], in = reverse ? x[t] : dt * x[t];
-            const auto given = input.at(block, t);
+            const auto given = input.at(block, 0) + t * input.by_step();
             for (int n = 0; n < states; ++n) {
                 const Lanes decay = near ? power(dt, rate[n]) : lanes::exp2_product(dt, rate[n]);
                 const Lanes added = in * given[n];

@@ -24,14 +24,15 @@ struct Terms {
 
 // For each state and step of a window, the sum over the part's channels.
 class ChannelSums {
+    static constexpr int QUADS = sums::FOLD / QUAD;
     const int states;
-    Lanes* terms = nullptr;  // [state of a group][step of a few]: of one block
+    Lanes* terms = nullptr;  // [state of a group][quad of a few steps]: of one block, halved twice
     float* sums_ = nullptr;  // [state][step]
 
    public:
     ChannelSums(const Problem& p, bool wanted, Scratch& scratch) : states(static_cast<int>(p.states)) {
         if (!wanted) return;
-        terms = scratch.take(GROUP * sums::FOLD);
+        terms = scratch.take(GROUP * QUADS);
         sums_ = reinterpret_cast<float*>(scratch.take(p.states * WINDOW / W));
     }
 
@@ -39,15 +40,17 @@ class ChannelSums {
         if (sums_) std::fill_n(sums_, states * WINDOW, 0.0f);
     }
 
-    // The term of a block's lanes for the i-th of a few steps and the n-th state of a group.
-    Lanes& term(int n, int i) { return terms[n * sums::FOLD + i]; }
+    // The terms of a block's lanes for a quad of steps and the n-th state of a group; `step` is one of the few.
+    LANES_INLINE void put(int n, int step, const Lanes of_steps[QUAD]) {
+        terms[n * QUADS + step / QUAD] = lanes::halve_twice(of_steps);
+    }
 
     // Adds the terms of the few steps from `step` on and of `count` states from `state` on.
     void add(int state, int count, int step) {
         for (int n = 0; sums_ && n < count; ++n)
             for (int i = 0; i < sums::FOLD; i += W) {
                 float* to = sums_ + (state + n) * WINDOW + step + i;
-                lanes::store(to, lanes::load(to) + lanes::sum_each(&term(n, i)));
+                lanes::store(to, lanes::load(to) + lanes::sum_quads(terms + n * QUADS + i / QUAD));
             }
     }
 
