@@ -37,8 +37,8 @@ constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f;
 constexpr float NEAR = 120.0f;
 
 #if defined(__AVX512F__)
-// 2^k times 2^(i / 16), of a table in a register, times what is left, by a cubic. Multiplications are what holds a loop
-// up; additions, of integers too, are as good as free, as AMD's processors have units of their own for them.
+// 2^k times a root, of a table in registers, times what is left, by a cubic. Multiplications are what holds a loop up;
+// additions, of integers too, are as good as free, as AMD's processors have units of their own for them.
 class Exp2 {
     static constexpr float ROUND_16 = 12582912.0f / 16, ROUND_32 = 12582912.0f / 32;
     Words sixteenths, halves[2];  // bits of 2^(i / 16), less i << 19; of 2^(i / 32) / 16, less i << 18
@@ -60,20 +60,10 @@ class Exp2 {
         return p * r * root + root;
     }
 
-    // Products, what is near them, and what is left: by additions alone, so no product may become a part of one.
-    template <int count>
-    static LANES_INLINE void reduce(Lanes a, const Lanes* b, float round, Lanes* rounded, Lanes* r) {
-        LANES_UNROLL
-        for (int i = 0; i < count; ++i) {
-            Lanes x = a * b[i];
-            asm("" : "+v"(x));
-            r[i] = x;
-        }
-        LANES_UNROLL
-        for (int i = 0; i < count; ++i) rounded[i] = r[i] + round;
-        LANES_UNROLL
-        for (int i = 0; i < count; ++i) r[i] -= rounded[i] - round;
-    }
+    // 16 * 2^r for |r| <= 1 / 64, where the greatest coefficient may as well be 1. Then there is a shift of r, t, which
+    // rids the cubic of its square. At r = 0 it is 16 but for 1.5e-8, which is rounded away; the slope is right to 4e-7.
+    static constexpr float SHIFT = 41.0f / 32;
+    static LANES_INLINE Lanes sixteen(Lanes t) { return t * (t * t + 6.16555452f) + 5.99708128f; }
 
    public:
     Exp2() {
@@ -88,33 +78,36 @@ class Exp2 {
         return power(rounded, a * b - (rounded - ROUND_16));
     }
 
-    // Of the rounded products, for a few b at a time: their chains of operations run side by side.
-    template <int count>
-    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
-        Lanes rounded[count], r[count];
-        reduce<count>(a, b, ROUND_16, rounded, r);
-        LANES_UNROLL
-        for (int i = 0; i < count; ++i) to[i] = power(rounded[i], r[i]);
-    }
-
-    // The same in two factors. Within 1 / 64 of a root the cubic's greatest coefficient may as well be 1 / 16, and then
-    // two multiplications make the first factor: r ((r + SHIFT)^2 + REST) + 16. The second is a sixteenth of the root.
-    // At 0 neither rounds: h is h times the second times the first.
+    // Of the rounded products, for a few b at a time: their chains of operations run side by side. In two factors, the
+    // one 16 times too large, the other 16 times too small. At 0 neither rounds: h is h times the second times the first.
     template <int count>
     LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
-        constexpr float SHIFT = 1.92181206f, REST = 7.39699316f;
-        Lanes x[count], rounded[count], r[count];
-        reduce<count>(a, b, ROUND_32, rounded, r);
+        Lanes rounded[count];
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) x[i] = (r[i] + SHIFT) * (r[i] + SHIFT) + REST;
+        for (int i = 0; i < count; ++i) {
+            Lanes product = a * b[i];
+            asm("" : "+v"(product));  // additions shall do the rest, so it may not become a part of one
+            first[i] = product;
+        }
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) first[i] = r[i] * x[i] + 16.0f;
+        for (int i = 0; i < count; ++i) rounded[i] = first[i] + ROUND_32;
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) first[i] = sixteen(first[i] - (rounded[i] - (ROUND_32 + SHIFT)));
         LANES_UNROLL
         for (int i = 0; i < count; ++i) {
             const auto index = (__m512i)rounded[i];
             const auto found = (Words)_mm512_permutex2var_epi32((__m512i)halves[0], index, (__m512i)halves[1]);
             second[i] = (Lanes)(found + ((Words)rounded[i] << 18));
         }
+    }
+
+    // In one.
+    template <int count>
+    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
+        Lanes first[count], second[count];
+        factors<count>(a, b, first, second);
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) to[i] = first[i] * second[i];
     }
 
     // e^x for |x| <= 87; where denormals are 0, that too below. Exactly 0 at -88.03, which is rounded to 2^-127.

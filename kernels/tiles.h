@@ -87,18 +87,33 @@ class Ahead {
    public:
     static constexpr int TURNS = W;
 
-    Ahead(const TypedView& view, const Window& w) : from(nullptr), turn(0), line(0), lines(0) {
+    // falling: the window after it comes before it in memory.
+    LANES_INLINE Ahead(const TypedView& view, const Window& w, bool falling) : from(nullptr), turn(0), line(0), lines(0) {
         constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
         const int size = view.size();
         from = static_cast<const char*>(view.data) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
         if (view.step == 1) turn = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
         else if (view.channel == 1) line = size * view.step, lines = (w.steps + TURNS - 1) / TURNS, turn = lines * line;
+        if (view.step == 1) find_pages(w.width, falling);
     }
 
     // Always inlined: GCC takes calls of a function that only fetches ahead for calls without effect, and drops them.
     LANES_INLINE void fetch(int i) const {
         for (int k = 0; i < TURNS && k < lines; ++k) __builtin_prefetch(from + i * turn + k * line, 0, 2);
+    }
+
+   private:
+    // Fetches from the rows that have come to a page whose place may have to be looked up: if asked for together, they
+    // are looked up at the same time, where turn after turn would wait for each.
+    LANES_INLINE void find_pages(int rows, bool falling) const {
+        constexpr uintptr_t PAGE = 4096;
+        const uintptr_t bytes = lines * line;
+        for (int i = 0; i < rows; ++i) {
+            const char* row = from + i * turn;
+            const uintptr_t place = reinterpret_cast<uintptr_t>(row) % PAGE;
+            if (falling ? place + bytes >= PAGE : place < bytes) __builtin_prefetch(row, 0, 2);
+        }
     }
 };
 

@@ -42,7 +42,7 @@ class Backward {
         : p(problem), part(of), states(static_cast<int>(p.states)), starts_apart(cut.segments > 1), starts(boundaries),
           rooms(r), at(s.take<Steps>()), A(s.take(cut.most_blocks() * states)), G(s.take(cut.most_blocks() * states)),
           before(s.take(states)), B(p, cut, p.B, p.groups_B, part, window_length(p), s),
-          C(p, cut, p.C, p.groups_C, part, window_length(p), s), dB(p, p.groups_B > 0, s), dC(p, p.groups_C > 0, s),
+          C(p, cut, p.C, p.groups_C, part, window_length(p), s), dB(s), dC(s),
           over_time(cut.most_blocks(), rooms.terms.count, s) {}
 
     void run() {
@@ -62,11 +62,9 @@ class Backward {
     void run_window(int64_t first, int steps) {
         B.read(first, steps);
         C.read(first, steps);
-        dB.clear();
-        dC.clear();
+        dB.begin(rooms.over_channels(rooms.dB, part.task, first));
+        dC.begin(rooms.over_channels(rooms.dC, part.task, first));
         for (int block = 0; block < part.blocks(); ++block) run_block(block, first, steps);
-        dB.write(rooms.over_channels(rooms.dB, part, first), p.length, steps);
-        dC.write(rooms.over_channels(rooms.dC, part, first), p.length, steps);
     }
 
     void run_block(int block, int64_t first, int steps) {
@@ -82,8 +80,9 @@ class Backward {
         if (first > 0) tiles::load(before, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
         const auto next = part.next(block, first, first - WINDOW, WINDOW);
-        const tiles::Ahead ahead[] = {{p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},  // two per group
-                                      {p.du, next}, {p.ddelta, next}, {p.dz, next},   {{}, next}};
+        const tiles::Ahead ahead[] = {// two per group
+                                      {p.u, next, true},  {p.delta, next, true},  {p.dout, next, true}, {p.z, next, true},
+                                      {p.du, next, true}, {p.ddelta, next, true}, {p.dz, next, true},   {{}, next, true}};
         for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
         const bool near = all_near(at.by_x, steps, A + block * states, states);
         if (p.z) open_gate(window, steps);
@@ -122,7 +121,7 @@ class Backward {
 
     template <bool near, int fixed>
     __attribute__((noinline)) void replay(int block, int state, int steps, const tiles::Ahead* ahead) {
-        constexpr int few = fixed ? 2 : 1;
+        constexpr int few = fixed ? 4 : 1;
         const int count = fixed ? fixed : states - state;
         const lanes::Exp2 power = exp2;
         const Lanes* a = A + block * states + state;
@@ -157,20 +156,19 @@ class Backward {
     template <int fixed>
     __attribute__((noinline)) void reverse(int block, int state, int steps) {
         const int count = fixed ? fixed : states - state;
-        Lanes G_n[GROUP];
+        Lanes G_n[GROUP], dA[GROUP]{};
         std::copy_n(G + block * states + state, count, G_n);
         for (int from = (steps - 1) / sums::FOLD * sums::FOLD; from >= 0; from -= sums::FOLD) {
             const int to = std::min(from + sums::FOLD, steps);
-            Lanes dA[GROUP]{};
             for (int first = to - QUAD; first >= from; first -= QUAD) reverse_quad<fixed>(block, state, first, first - from, G_n, dA);
-            std::copy_n(dA, count, &over_time[rooms.terms.A + state]);
-            dB.add(state, count, from);
-            dC.add(state, count, from);
-            over_time.fold(block, rooms.terms.A + state, count);
+            dB.add(block == 0, state, count, from);
+            dC.add(block == 0, state, count, from);
             if (!p.groups_B) over_time.fold(block, rooms.terms.B + state, count);
             if (!p.groups_C) over_time.fold(block, rooms.terms.C + state, count);
         }
         std::copy_n(G_n, count, G + block * states + state);
+        std::copy_n(dA, count, &over_time[rooms.terms.A + state]);
+        over_time.fold(block, rooms.terms.A + state, count);
     }
 
     // A quad of steps, backwards. Its sums over channels are halved twice on the way: multiplications are what takes time

@@ -5,7 +5,7 @@
 
 namespace scan {
 
-constexpr int STRETCH = 2 * WINDOW;  // steps to read at a time
+constexpr int STRETCH = 4 * WINDOW;  // steps to read at a time
 
 template <bool per_lane>
 class Forward {
@@ -52,7 +52,7 @@ class Forward {
         tiles::load(d, p.delta, window);
         step_sizes(p, exp2, bias, steps, d, spare, nullptr);
         const auto next = part.next(block, first, first + STRETCH, STRETCH);
-        const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
+        const tiles::Ahead ahead[] = {{p.u, next, false}, {p.delta, next, false}, {p.z, next, false}, {p.out, next, false}};
         const bool near = all_near(d, steps, rate + block * states, states);
         const int stride = p.kept ? WINDOW : STRETCH;
         for (int from = 0; from < steps; from += stride) {
@@ -77,7 +77,7 @@ class Forward {
     // fixed: the number of states where it is known to the compiler, else 0.
     template <bool near, int fixed>
     __attribute__((noinline)) void run_states(int block, int from, int to, Lanes skip, const tiles::Ahead* ahead) {
-        constexpr int few = fixed ? 2 : 1;
+        constexpr int few = fixed ? 4 : 1;
         const int count = fixed ? fixed : states;
         const lanes::Exp2 power = exp2;
         const Lanes* a = rate + block * count;

@@ -173,14 +173,16 @@ class Input {
     int place(int state) const { return state / side * side * most; }
 
     void distribute(int from, int steps) {
-        for (int n = from, count; n < std::min(from + W, states); n += count) {
-            count = few ? few : std::min(from + W, states) - n;
-            Number* to = numbers + place(n) + n % side;
-            for (int t = 0; t < steps; ++t)
-                for (int i = 0; i < count; ++i) {
-                    if constexpr (per_lane) to[t * side + i] = lanes::all(tile[t][n - from + i]);
-                    else to[t * side + i] = tile[t][n - from + i];
-                }
+        const int to = std::min(from + W, states), most_at_once = few ? few : W;
+        for (int n = from; n < to; n += most_at_once) {
+            const int count = std::min(most_at_once, to - n);
+            Number* first = numbers + place(n) + n % side;
+            for (int t = 0; t < steps; ++t) {
+                const float* given = reinterpret_cast<const float*>(tile + t) + n - from;
+                if constexpr (per_lane) std::transform(given, given + count, first + t * side, lanes::all);
+                else if (count == few) std::copy_n(given, few, first + t * side);  // their number known to the compiler
+                else std::copy_n(given, count, first + t * side);
+            }
         }
     }
 };

@@ -25,38 +25,28 @@ struct Terms {
 // For each state and step of a window, the sum over the part's channels.
 class ChannelSums {
     static constexpr int QUADS = sums::FOLD / QUAD;
-    const int states;
-    Lanes* terms = nullptr;  // [state of a group][quad of a few steps]: of one block, halved twice
-    float* sums_ = nullptr;  // [state][step]
+    Lanes* const terms;      // [state of a group][quad of a few steps]: of one block, halved twice
+    float* sums_ = nullptr;  // [state][step of the window]
 
    public:
-    ChannelSums(const Problem& p, bool wanted, Scratch& scratch) : states(static_cast<int>(p.states)) {
-        if (!wanted) return;
-        terms = scratch.take(GROUP * QUADS);
-        sums_ = reinterpret_cast<float*>(scratch.take(p.states * WINDOW / W));
-    }
+    explicit ChannelSums(Scratch& scratch) : terms(scratch.take(GROUP * QUADS)) {}
 
-    void clear() {
-        if (sums_) std::fill_n(sums_, states * WINDOW, 0.0f);
-    }
+    // The sums of another window are wanted there; nowhere if this is null.
+    void begin(float* there) { sums_ = there; }
 
     // The terms of a block's lanes for a quad of steps and the n-th state of a group; `step` is one of the few.
     LANES_INLINE void put(int n, int step, const Lanes of_steps[QUAD]) {
         terms[n * QUADS + step / QUAD] = lanes::halve_twice(of_steps);
     }
 
-    // Adds the terms of the few steps from `step` on and of `count` states from `state` on.
-    void add(int state, int count, int step) {
+    // Adds the terms of the few steps from `step` on and of `count` states from `state` on, if there is what to add to.
+    LANES_INLINE void add(bool to_none, int state, int count, int step) {
         for (int n = 0; sums_ && n < count; ++n)
             for (int i = 0; i < sums::FOLD; i += W) {
                 float* to = sums_ + (state + n) * WINDOW + step + i;
-                lanes::store(to, lanes::load(to) + lanes::sum_quads(terms + n * QUADS + i / QUAD));
+                const Lanes sum = lanes::sum_quads(terms + n * QUADS + i / QUAD);
+                lanes::store(to, to_none ? sum : lanes::load(to) + sum);
             }
-    }
-
-    // to: [state][step] of a row of so many steps.
-    void write(float* to, int64_t row, int steps) const {
-        for (int n = 0; sums_ && n < states; ++n) std::copy_n(sums_ + n * WINDOW, steps, to + n * row);
     }
 };
 
@@ -65,27 +55,29 @@ class Rooms {
     const Problem& p;
     const Cut& cut;
     const int blocks;
+    const int64_t windows;
     Lanes* times;  // [segment][task][block][term]
 
     float* take(bool wanted, Scratch& scratch) const {
-        const int64_t numbers = wanted ? cut.tasks * p.length * p.states : 0;
-        return reinterpret_cast<float*>(scratch.take((numbers + W - 1) / W));
+        if (!wanted) return nullptr;
+        return reinterpret_cast<float*>(scratch.take(cut.tasks * windows * p.states * (WINDOW / W)));
     }
 
    public:
     const Terms terms;
-    float *const dB, *const dC;  // [task][state][step]
+    float *const dB, *const dC;  // [task][window][state][step]; null if not wanted
 
     Rooms(const Problem& problem, const Cut& c, Scratch& scratch)
-        : p(problem), cut(c), blocks(cut.most_blocks()),
+        : p(problem), cut(c), blocks(cut.most_blocks()), windows((p.length + WINDOW - 1) / WINDOW),
           times(scratch.take(cut.segments * cut.tasks * blocks * Terms(p).count)), terms(p),
           dB(take(p.groups_B > 0, scratch)), dC(take(p.groups_C > 0, scratch)) {}
 
     Lanes* over_time(const Part& part) const {
         return times + (part.segment * cut.tasks + part.task) * blocks * terms.count;
     }
-    float* over_channels(float* room, const Part& part, int64_t step) const {
-        return room + part.task * p.states * p.length + step;
+    // Of the window that begins at the step.
+    float* over_channels(float* room, int64_t task, int64_t step) const {
+        return room ? room + (task * windows + step / WINDOW) * p.states * WINDOW : nullptr;
     }
 
     void add_up() const {
@@ -116,23 +108,22 @@ class Rooms {
     }
 
     // Of all windows of all groups of dB or dC: over the parts of a group.
-    void add_up_channels(const float* room, const Matrix& to, int64_t groups) const {
-        const int64_t windows = (p.length + WINDOW - 1) / WINDOW, parts = groups ? cut.groups * cut.parts / groups : 0;
+    void add_up_channels(float* room, const Matrix& to, int64_t groups) const {
+        const int64_t parts = groups ? cut.groups * cut.parts / groups : 0;
         for_each(p, p.rows * groups * windows, [&](int64_t task, Scratch& scratch) {
             const int64_t first = task % windows * WINDOW, row_and_group = task / windows;
-            const int steps = static_cast<int>(std::min<int64_t>(WINDOW, p.length - first));
+            const int64_t last = std::min(first + WINDOW, p.length);
             TypedView view = to.of_group(row_and_group % groups);
             std::swap(view.channel, view.step);  // lanes are steps
             Lanes* total = scratch.take(WINDOW / W);
-            float* sums = reinterpret_cast<float*>(total);
             for (int64_t state = 0; state < p.states; ++state) {
-                std::fill_n(sums, steps, 0.0f);
+                std::fill_n(total, WINDOW / W, Lanes{});
                 for (int64_t part = 0; part < parts; ++part) {
-                    const float* terms = room + ((row_and_group * parts + part) * p.states + state) * p.length + first;
-                    for (int i = 0; i < steps; ++i) sums[i] += terms[i];
+                    const float* terms = over_channels(room, row_and_group * parts + part, first) + state * WINDOW;
+                    for (int i = 0; i < WINDOW / W; ++i) total[i] += lanes::load(terms + i * W);
                 }
-                for (int i = 0; i < steps; i += W)
-                    tiles::store(total + i / W, view, {row_and_group / groups, first + i, first + steps, state, 1});
+                for (int64_t step = first; step < last; step += W)
+                    tiles::store(total + (step - first) / W, view, {row_and_group / groups, step, last, state, 1});
             }
         });
     }
