@@ -104,6 +104,10 @@ struct Result {
 template <class Of, int tall, int width>
 __attribute__((noinline)) void add_tile(const float* left, const Lanes* right, int64_t column_stride, int terms, int rows,
                                         int64_t column, const Result& result) {
+    LANES_UNROLL
+    for (int i = 0; i < tall; ++i)
+        LANES_UNROLL
+        for (int j = 0; j < width; ++j) __builtin_prefetch(result.at + i * result.stride + column + j * W, 1, 3);
     Lanes sums[tall][width]{};
     for (int k = 0; k < terms; ++k, left += Of::TERM, ++right) {
         Lanes vector[width];
