@@ -17,6 +17,7 @@ struct ViewOf {
     int64_t row, channel, step;
 
     explicit operator bool() const { return data != nullptr; }
+    static int size() { return sizeof(Element); }
     Element* at(int64_t r, int64_t c, int64_t s) const { return data + r * row + c * channel + s * step; }
 };
 using View = ViewOf<float>;
@@ -88,11 +89,12 @@ class Ahead {
     static constexpr int TURNS = W;
 
     // falling: the window after it comes before it in memory.
-    LANES_INLINE Ahead(const TypedView& view, const Window& w, bool falling) : from(nullptr), turn(0), line(0), lines(0) {
+    template <class AnyView>
+    LANES_INLINE Ahead(const AnyView& view, const Window& w, bool falling) : from(nullptr), turn(0), line(0), lines(0) {
         constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
         const int size = view.size();
-        from = static_cast<const char*>(view.data) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
+        from = static_cast<const char*>(static_cast<const void*>(view.data)) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
         if (view.step == 1) turn = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
         else if (view.channel == 1) line = size * view.step, lines = (w.steps + TURNS - 1) / TURNS, turn = lines * line;
         if (view.step == 1) find_pages(w.width, falling);

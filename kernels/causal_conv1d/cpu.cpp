@@ -35,7 +35,7 @@ struct Problem {
     }
 
     bool side_by_side() const { return x.channel == 1; }
-    int window() const { return side_by_side() ? 16 : 64; }      // steps at a time
+    int window() const { return side_by_side() ? 32 : 64; }      // steps at a time
     int64_t part() const { return side_by_side() ? 256 : W; }   // channels of a task
     int64_t parts() const { return (channels + part() - 1) / part(); }
     int64_t segment() const { return (length + segments - 1) / segments; }  // steps of a task
@@ -191,25 +191,28 @@ class Backward : public Pass {
     void look_behind(const Filter<fixed>& filter, int block) {
         const int steps = static_cast<int>(std::min<int64_t>(history, p.length - end));
         std::fill_n(g, history, Lanes{});
-        if (steps > 0) differentiate(filter, read_columns(block, end, steps), block, end, steps);
+        if (steps > 0) differentiate(filter, read_columns(block, end, steps), block, end, steps, {});
         std::copy_n(g, history, behind + block * history);
     }
 
     template <int fixed>
     void run_window(const Filter<fixed>& filter, int block, int64_t step, int steps) {
+        const auto next = window(block, step - p.window(), step > begin ? p.window() : 0);
         const Rows read = read_columns(block, step, steps);
         std::copy_n(behind + block * history, history, g + steps);
-        differentiate(filter, read, block, step, steps);
+        differentiate(filter, read, block, step, steps, {{p.x, next, true}, {p.dout, next, true}, {p.dx, next, true}});
         std::copy_n(g, history, behind + block * history);
-        for (int from = 0; from < steps; from += sums::FOLD) add_up(read, block, from, std::min(from + sums::FOLD, steps));
+        for (int from = 0; from < steps; from += sums::FOLD) add_up(filter, read, block, from, std::min(from + sums::FOLD, steps));
         gather(filter, p.dx, window(block, step, steps));
     }
 
-    // The gradients of y in these steps, from those of out.
+    // The gradients of y in these steps, from those of out, while what will be wanted next is fetched.
     template <int fixed>
-    void differentiate(const Filter<fixed>& filter, const Rows& read, int block, int64_t step, int steps) {
+    void differentiate(const Filter<fixed>& filter, const Rows& read, int block, int64_t step, int steps,
+                       std::initializer_list<tiles::Ahead> next) {
         const Rows dout = Rows::read(p.dout, window(block, step, steps), tile);
         for (int t = 0; t < steps; ++t) {
+            for (const auto& what : next) what.fetch(t);
             g[t] = dout[t];
             if (!p.silu) continue;
             const Lanes y = filter.up(filter.bias, read, t), s = lanes::sigmoid(exp2, y);
@@ -217,12 +220,19 @@ class Backward : public Pass {
         }
     }
 
-    void add_up(const Rows& read, int block, int from, int to) {
-        for (int t = from; t < to; ++t) sums[width] += g[t];
-        for (int k = 0; k < width; ++k) {
-            Lanes sum{};
-            for (int t = from; t < to; ++t) sum += g[t] * read[t + k];
-            sums[k] = sum;
+    // The gradients of the taps and of the bias, from a few steps.
+    template <int fixed>
+    void add_up(const Filter<fixed>& filter, const Rows& read, int block, int from, int to) {
+        constexpr int few = fixed ? fixed : 1;  // taps at a time
+        Lanes of_bias{};
+        for (int t = from; t < to; ++t) of_bias += g[t];
+        sums[width] = of_bias;
+        for (int k = 0; k < filter.width; k += few) {
+            Lanes of_taps[few]{};
+            for (int t = from; t < to; ++t)
+                LANES_UNROLL
+                for (int i = 0; i < few; ++i) of_taps[i] += g[t] * read[t + k + i];
+            std::copy_n(of_taps, few, &sums[k]);
         }
         sums.fold(block);
     }
