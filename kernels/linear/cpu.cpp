@@ -195,19 +195,25 @@ std::tuple<Tensor> product(const Tensor& x, const Optional& mask, const Tensor& 
 }
 
 // How the gradient of (rows, columns) weights, a sum of so many terms, is cut: into pieces of the matrix and, where
-// these are few, into segments of the terms. It depends on the shapes alone: so does the order of the sums.
+// these are few, into segments of the terms or, where these are few too, into smaller pieces. It depends on the shapes
+// alone: so does the order of the sums.
 struct Cut {
-    int64_t tall, down, across, segments, deep;  // rows of a piece; pieces; terms of a segment
+    int64_t tall, wide, down, across, segments, deep;  // rows and columns of a piece; pieces; terms of a segment
 
     Cut(int64_t rows, int64_t columns, int64_t terms) {
-        constexpr int64_t ENOUGH = 16, TALL = Block<false>::TALL, LEAST = 8 * Block<false>::DEEP;
-        down = std::max<int64_t>(1, (rows + TALL - 1) / TALL);
-        tall = ((rows + down - 1) / down + ROWS - 1) / ROWS * ROWS;
-        across = std::max<int64_t>(1, (columns + WIDE - 1) / WIDE);
-        const int64_t wished = (ENOUGH + down * across - 1) / (down * across);
-        segments = std::max<int64_t>(1, std::min(wished, terms / LEAST));
-        deep = (terms + segments - 1) / segments;
+        constexpr int64_t ENOUGH = 16, FEW = 4, TALL = Block<false>::TALL, LEAST = 4 * Block<false>::DEEP;
+        down = parts(rows, TALL), across = parts(columns, WIDE);
+        segments = std::max<int64_t>(1, std::min(parts(ENOUGH, down * across), terms / LEAST));
+        const int64_t more = parts(FEW, segments * down * across);
+        if (rows > columns) down *= std::min(more, parts(rows, 2 * ROWS));
+        else across *= std::min(more, parts(columns, 2 * W));
+        tall = parts(parts(rows, down), ROWS) * ROWS;
+        wide = parts(parts(columns, across), 2 * W) * 2 * W;
+        deep = parts(terms, segments);
     }
+
+    // How many parts of a size there are, or their size if there are so many.
+    static int64_t parts(int64_t whole, int64_t of) { return std::max<int64_t>(1, (whole + of - 1) / of); }
 };
 
 // So many columns from `first` on, and terms from `term` on, as columns of vectors that are `stride` apart.
@@ -237,7 +243,8 @@ std::tuple<Tensor, Optional> weight_gradient(const Tensor& dout, const Optional&
         const Block<false> block(scratch);
         Lanes* packed = scratch.take(WIDE / W * (DEEP + 1));
         const int64_t segment = task / (cut.down * cut.across), row = task / cut.across % cut.down * cut.tall;
-        const int64_t column = task % cut.across * WIDE, wide = std::min<int64_t>(WIDE, columns - column);
+        const int64_t column = task % cut.across * cut.wide;
+        const int64_t wide = std::max<int64_t>(0, std::min(cut.wide, columns - column));
         const int tall = static_cast<int>(std::max<int64_t>(0, std::min(cut.tall, rows - row)));
         float* piece = to + (segment * rows + row) * columns + column;
         float* piece_of_bias = to_bias && column == 0 ? to_bias + segment * rows + row : nullptr;
