@@ -21,6 +21,9 @@ using tiles::Window;
 constexpr int ROWS = W == 16 ? 14 : 6;  // so that a tile, two vectors and a number fill the registers
 constexpr int WIDE = 16 * W;
 
+// How many parts of a size there are, or their size if there are so many; at least 1.
+int64_t parts(int64_t whole, int64_t of) { return std::max<int64_t>(1, (whole + of - 1) / of); }
+
 int64_t vectors(int64_t columns) { return (columns + W - 1) / W; }
 
 // The left matrix as it lies in memory, in lines of neighbours: 0 where the mask, if there is one, is not positive.
@@ -168,16 +171,17 @@ std::tuple<Tensor> product(const Tensor& x, const Optional& mask, const Tensor& 
     pages::make_large(to, rows * columns * sizeof(float));
     if (added && added.channel != 1 && columns > 1) throw std::invalid_argument("expected a bias of neighbours");
     const int64_t threads = operators::threads(rows * terms * columns);
-    constexpr int TALL = Block<true>::TALL, DEEP = Block<true>::DEEP;
+    constexpr int DEEP = Block<true>::DEEP;
+    const int64_t most = std::min<int64_t>(Block<true>::TALL, parts(parts(rows, 4 * threads), ROWS) * ROWS);  // of a task
     Scratch memory;
     Lanes* packed = memory.take(vectors(columns) * terms);
     operators::run(vectors(columns), threads, [&](int64_t i, Scratch&) {
         tiles::load(packed + i * terms, right, Window(0, i * W, columns, 0, terms));
     });
-    operators::run((rows + TALL - 1) / TALL, threads, [&](int64_t task, Scratch& scratch) {
+    operators::run((rows + most - 1) / most, threads, [&](int64_t task, Scratch& scratch) {
         const Block<true> block(scratch);
-        const int64_t row = task * TALL;
-        const int tall = static_cast<int>(std::min<int64_t>(TALL, rows - row));
+        const int64_t row = task * most;
+        const int tall = static_cast<int>(std::min(most, rows - row));
         for (int64_t term = 0; term < terms || term == 0; term += DEEP) {
             const int deep = static_cast<int>(std::min<int64_t>(DEEP, terms - term));
             block.copy(left, row, term, tall, deep);
@@ -185,9 +189,9 @@ std::tuple<Tensor> product(const Tensor& x, const Optional& mask, const Tensor& 
             const bool last = term + DEEP >= terms;
             float* at = to + row * columns;
             const Result result{at, columns, columns, term == 0 ? added.data : at, term == 0 ? 0 : columns, relu && last};
-            const int64_t next = last ? row + threads * TALL : row, term_next = last ? 0 : term + DEEP;
+            const int64_t next = last ? row + threads * most : row, term_next = last ? 0 : term + DEEP;
             add_block(block, packed + term, terms, tall, deep, result,
-                      {left.numbers.at(0, next, term_next), left.numbers.channel, std::min<int64_t>(TALL, rows - next),
+                      {left.numbers.at(0, next, term_next), left.numbers.channel, std::min(most, rows - next),
                        std::min<int64_t>(DEEP, terms - term_next)});
         }
     });
@@ -211,9 +215,6 @@ struct Cut {
         wide = parts(parts(columns, across), 2 * W) * 2 * W;
         deep = parts(terms, segments);
     }
-
-    // How many parts of a size there are, or their size if there are so many.
-    static int64_t parts(int64_t whole, int64_t of) { return std::max<int64_t>(1, (whole + of - 1) / of); }
 };
 
 // So many columns from `first` on, and terms from `term` on, as columns of vectors that are `stride` apart.
