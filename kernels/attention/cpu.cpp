@@ -176,6 +176,7 @@ class Pass {
 class Forward : Pass {
     static constexpr int64_t KEYS = 128;  // of a block
     float *key, *value, *query, *scores, *sums, *highest, *result;
+    int64_t used = 0;  // of a panel, whole vectors
 
    public:
     Forward(const Problem& problem, Scratch& s)
@@ -190,6 +191,7 @@ class Forward : Pass {
         for (int64_t first = 0; first < p.queries; first += PANEL) {
             const int64_t count = std::min(PANEL, p.queries - first);
             pack_panels(query, p.query, row, head, first, p.queries - first, PANEL, p.scale());
+            used = std::min(PANEL, Problem::round_up(count, W));
             attend(first, p.causal ? std::min(p.keys, first + count) : p.keys);
             write(row, head, first, count);
         }
@@ -203,11 +205,11 @@ class Forward : Pass {
         std::fill_n(result, width * PANEL, 0.0f);
         for (int64_t from = 0; from < end; from += KEYS) {
             const int64_t keys = std::min(KEYS, end - from);
-            product(scores, PANEL, {key + from * width, width, 1}, query, PANEL, Problem::round_up(keys, ROWS), PANEL,
+            product(scores, PANEL, {key + from * width, width, 1}, query, PANEL, Problem::round_up(keys, ROWS), used,
                     width, false);
             if (p.causal) hide(first - from, keys);
-            for (int64_t lane = 0; lane < PANEL; lane += W) weigh(lane, keys);
-            product(result, PANEL, {value + from * width, 1, width}, scores, PANEL, width, PANEL, keys, true);
+            for (int64_t lane = 0; lane < used; lane += W) weigh(lane, keys);
+            product(result, PANEL, {value + from * width, 1, width}, scores, PANEL, width, used, keys, true);
         }
     }
 
@@ -242,7 +244,7 @@ class Forward : Pass {
     void write(int64_t row, int64_t head, int64_t first, int64_t count) {
         float* normalizers = p.normalizers(row, head) + first;
         for (int64_t q = 0; q < count; ++q) normalizers[q] = highest[q] + std::log(sums[q]);
-        for (int64_t lane = 0; lane < PANEL; lane += W) {
+        for (int64_t lane = 0; lane < used; lane += W) {
             const Lanes share = 1.0f / lanes::load(sums + lane);
             for (float* of = result + lane; of < result + width * PANEL; of += PANEL)
                 lanes::store(of, share * lanes::load(of));
