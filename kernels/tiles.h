@@ -89,7 +89,7 @@ class Ahead {
     static constexpr int TURNS = W;
 
     // falling: the window after it comes before it in memory.
-    template <class AnyView>
+    template <class AnyView = TypedView>
     LANES_INLINE Ahead(const AnyView& view, const Window& w, bool falling) : from(nullptr), turn(0), line(0), lines(0) {
         constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
