@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import importlib
 import multiprocessing
 from collections.abc import Iterator
@@ -218,6 +219,7 @@ def test_a_kernel_takes_the_scratch_memory_that_it_declares(name: str) -> None:
     before_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     malloc.return_freed()
+    gc.collect()  # what other tests have left could be given back meanwhile
     try:
         with small_pages():
             operator(*arguments)  # what is made at first use
