@@ -121,18 +121,17 @@ class Backward {
 
     template <bool near, int fixed>
     __attribute__((noinline)) void replay(int block, int state, int steps, const tiles::Ahead* ahead) {
-        constexpr int few = fixed ? 4 : 1;
+        constexpr int few = fixed ? fixed : 1;
         const int count = fixed ? fixed : states - state;
         const lanes::Exp2 power = exp2;
         const Lanes* a = A + block * states + state;
-        const auto B_0 = B.at(block, state), C_0 = C.at(block, state);
-        const int by_step_B = per_lane ? B.by_step() : GROUP, by_step_C = per_lane ? C.by_step() : GROUP;
+        const auto B_n = B.at(block, state), C_n = C.at(block, state);
         Lanes h[GROUP];
         std::copy_n(before + state, count, h);
         std::copy_n(h, count, at.h[0]);
         for (int t = 0; t < steps; ++t) {
             const Lanes rate = at.d[t] * lanes::LOG2E, x = at.d[t] * at.u[t];
-            const auto B_t = B_0 + t * by_step_B, C_t = C_0 + t * by_step_C;
+            const auto B_t = B_n[t], C_t = C_n[t];
             Lanes sum = at.y[t];
             if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
             LANES_UNROLL
@@ -160,7 +159,8 @@ class Backward {
         std::copy_n(G + block * states + state, count, G_n);
         for (int from = (steps - 1) / sums::FOLD * sums::FOLD; from >= 0; from -= sums::FOLD) {
             const int to = std::min(from + sums::FOLD, steps);
-            for (int first = to - QUAD; first >= from; first -= QUAD) reverse_quad<fixed>(block, state, first, first - from, G_n, dA);
+            for (int first = to - QUAD; first >= from; first -= QUAD)
+                reverse_quad<fixed>(block, state, first, first - from, G_n, dA);
             dB.add(block == 0, state, count, from);
             dC.add(block == 0, state, count, from);
             if (!p.groups_B) over_time.fold(block, rooms.terms.B + state, count);
@@ -171,14 +171,14 @@ class Backward {
         over_time.fold(block, rooms.terms.A + state, count);
     }
 
-    // A quad of steps, backwards. Its sums over channels are halved twice on the way: multiplications are what takes time
-    // here, and the units for additions and shuffles are idle. `place`: of the quad among a few steps.
+    // A quad of steps, backwards, from G_n and dA of what comes later. Its sums over channels are halved twice on the way:
+    // multiplications are what takes time here, and the units for additions and shuffles are idle. `place`: of the quad
+    // among a few steps.
     template <int fixed>
     LANES_INLINE void reverse_quad(int block, int state, int first, int place, Lanes* G_n, Lanes* dA) {
         const int count = fixed ? fixed : states - state;
         const Lanes* A_n = A + block * states + state;
-        const auto B_0 = B.at(block, state), C_0 = C.at(block, state);
-        const int by_step_B = per_lane ? B.by_step() : GROUP, by_step_C = per_lane ? C.by_step() : GROUP;
+        const auto B_n = B.at(block, state), C_n = C.at(block, state);
         Lanes g[QUAD], d[QUAD], x[QUAD], of_x[QUAD], of_decay[QUAD], terms[QUAD];
         LANES_UNROLL
         for (int i = 0; i < QUAD; ++i) {
@@ -194,20 +194,20 @@ class Backward {
             for (int i = 0; i < QUAD; ++i) terms[i] = g[i] * at.h[first + i + 1][n];
             if (!per_lane || p.groups_C) dC.put(n, place, terms);
             else over_time[rooms.terms.C + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
-            Lanes G = G_n[n], sum = dA[n];
+            Lanes later = G_n[n], sum = dA[n];
             const Lanes rate = A_n[n];
             LANES_UNROLL
             for (int i = QUAD - 1; i >= 0; --i) {
                 const int t = first + i;
-                const Lanes gradient = G + g[i] * C_0[t * by_step_C + n];
-                of_x[i] += gradient * B_0[t * by_step_B + n];
+                const Lanes gradient = later + g[i] * C_n[t][n];
+                of_x[i] += gradient * B_n[t][n];
                 terms[i] = gradient * x[i];
-                G = at.decay[t][n] * gradient;
-                const Lanes through = G * at.h[t][n];
+                later = at.decay[t][n] * gradient;
+                const Lanes through = later * at.h[t][n];
                 of_decay[i] += through * rate;
                 sum += through * d[i];
             }
-            G_n[n] = G;
+            G_n[n] = later;
             dA[n] = sum;
             if (!per_lane || p.groups_B) dB.put(n, place, terms);
             else over_time[rooms.terms.B + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);

@@ -83,10 +83,10 @@ class Forward {
         const Lanes* a = rate + block * count;
         Lanes *state = h + block * count, own[fixed ? fixed : 1];
         if (fixed) state = std::copy_n(state, fixed, own) - fixed;
-        const int by_step_B = fixed && !per_lane ? fixed : B.by_step(), by_step_C = fixed && !per_lane ? fixed : C.by_step();
+        const auto B_ = B.template at<fixed>(block, 0), C_ = C.template at<fixed>(block, 0);
         for (int t = from; t < to; ++t) {
             const Lanes dt = d[t], x = dt * u[t];
-            const auto B_t = B.at(block, 0) + t * by_step_B, C_t = C.at(block, 0) + t * by_step_C;
+            const auto B_t = B_[t], C_t = C_[t];
             Lanes sum = skip * u[t];
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL

@@ -165,9 +165,19 @@ class Input {
         }
     }
 
-    // The numbers of the first step, from a state on that is the first of a few, and how far it is to the next step's.
-    const Number* at(int block, int state) const { return numbers + (constant ? block * states + state : place(state)); }
-    int by_step() const { return constant ? 0 : side; }
+    // The numbers of a few states, those of a step being neighbours.
+    struct Column {
+        const Number* first;
+        int by_step;
+
+        const Number* operator[](int t) const { return first + t * by_step; }
+    };
+    // From a state on that is the first of a few. known: how many they are, where the compiler knows.
+    template <int known = few>
+    Column at(int block, int state) const {
+        if (per_lane && constant) return {numbers + block * states + state, 0};
+        return {numbers + place(state), known ? known : side};
+    }
 
    private:
     int place(int state) const { return state / side * side * most; }

@@ -85,13 +85,13 @@ class Ends {
     __attribute__((noinline)) void run_steps(int block, int steps) {
         const lanes::Exp2 power = exp2;
         Lanes* state = ends.state(part, block);
+        const auto given = input.at(block, 0);
         for (int i = 0; i < steps; ++i) {
             const int t = reverse ? steps - 1 - i : i;
             const Lanes dt = d[t], in = reverse ? x[t] : dt * x[t];
-            const auto given = input.at(block, 0) + t * input.by_step();
             for (int n = 0; n < states; ++n) {
                 const Lanes decay = near ? power(dt, rate[n]) : lanes::exp2_product(dt, rate[n]);
-                const Lanes added = in * given[n];
+                const Lanes added = in * given[t][n];
                 state[n] = reverse ? decay * (state[n] + added) : decay * state[n] + added;
             }
         }
