@@ -81,7 +81,8 @@ def _scan_backward(args: Any, threads: int) -> int:
     cut, states = _Cut(u, B, C, threads), A.shape[1]
     varying = sum(_groups(matrix) > 0 for matrix in (B, C))
     sums = cut.segments * cut.tasks * cut.blocks * LANES * (states * (3 - varying) + 2)
-    return FLOAT * (varying * cut.tasks * u.shape[2] * states + sums) + cut.boundaries(states)
+    steps = _padded(u.shape[2], 64) if u.shape[2] > 64 else _padded(u.shape[2])
+    return FLOAT * (varying * cut.tasks * steps * states + sums) + cut.boundaries(states)
 
 
 def _convolution_backward(args: Any, threads: int) -> int:

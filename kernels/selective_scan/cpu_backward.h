@@ -62,8 +62,8 @@ class Backward {
     void run_window(int64_t first, int steps) {
         B.read(first, steps);
         C.read(first, steps);
-        dB.begin(rooms.over_channels(rooms.dB, part.task, first));
-        dC.begin(rooms.over_channels(rooms.dC, part.task, first));
+        dB.begin(rooms.over_channels(rooms.dB, part.task, first), rooms.window);
+        dC.begin(rooms.over_channels(rooms.dC, part.task, first), rooms.window);
         for (int block = 0; block < part.blocks(); ++block) run_block(block, first, steps);
     }
 

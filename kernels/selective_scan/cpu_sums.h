@@ -27,12 +27,13 @@ class ChannelSums {
     static constexpr int QUADS = sums::FOLD / QUAD;
     Lanes* const terms;      // [state of a group][quad of a few steps]: of one block, halved twice
     float* sums_ = nullptr;  // [state][step of the window]
+    int64_t stride = 0;      // from state to state
 
    public:
     explicit ChannelSums(Scratch& scratch) : terms(scratch.take(GROUP * QUADS)) {}
 
     // The sums of another window are wanted there; nowhere if this is null.
-    void begin(float* there) { sums_ = there; }
+    void begin(float* there, int64_t from_state_to_state) { sums_ = there, stride = from_state_to_state; }
 
     // The terms of a block's lanes for a quad of steps and the n-th state of a group; `step` is one of the few.
     LANES_INLINE void put(int n, int step, const Lanes of_steps[QUAD]) {
@@ -43,7 +44,7 @@ class ChannelSums {
     LANES_INLINE void add(bool to_none, int state, int count, int step) {
         for (int n = 0; sums_ && n < count; ++n)
             for (int i = 0; i < sums::FOLD; i += W) {
-                float* to = sums_ + (state + n) * WINDOW + step + i;
+                float* to = sums_ + (state + n) * stride + step + i;
                 const Lanes sum = lanes::sum_quads(terms + n * QUADS + i / QUAD);
                 lanes::store(to, to_none ? sum : lanes::load(to) + sum);
             }
@@ -60,16 +61,18 @@ class Rooms {
 
     float* take(bool wanted, Scratch& scratch) const {
         if (!wanted) return nullptr;
-        return reinterpret_cast<float*>(scratch.take(cut.tasks * windows * p.states * (WINDOW / W)));
+        return reinterpret_cast<float*>(scratch.take(cut.tasks * windows * p.states * (window / W)));
     }
 
    public:
+    const int64_t window;  // steps that there is room for in each
     const Terms terms;
     float *const dB, *const dC;  // [task][window][state][step]; null if not wanted
 
     Rooms(const Problem& problem, const Cut& c, Scratch& scratch)
         : p(problem), cut(c), blocks(cut.most_blocks()), windows((p.length + WINDOW - 1) / WINDOW),
-          times(scratch.take(cut.segments * cut.tasks * blocks * Terms(p).count)), terms(p),
+          times(scratch.take(cut.segments * cut.tasks * blocks * Terms(p).count)),
+          window(std::min<int64_t>(WINDOW, (p.length + sums::FOLD - 1) / sums::FOLD * sums::FOLD)), terms(p),
           dB(take(p.groups_B > 0, scratch)), dC(take(p.groups_C > 0, scratch)) {}
 
     Lanes* over_time(const Part& part) const {
@@ -77,7 +80,7 @@ class Rooms {
     }
     // Of the window that begins at the step.
     float* over_channels(float* room, int64_t task, int64_t step) const {
-        return room ? room + (task * windows + step / WINDOW) * p.states * WINDOW : nullptr;
+        return room ? room + (task * windows + step / WINDOW) * p.states * window : nullptr;
     }
 
     void add_up() const {
@@ -115,12 +118,12 @@ class Rooms {
             const int64_t last = std::min(first + WINDOW, p.length);
             TypedView view = to.of_group(row_and_group % groups);
             std::swap(view.channel, view.step);  // lanes are steps
-            Lanes* total = scratch.take(WINDOW / W);
+            Lanes* total = scratch.take(window / W);
             for (int64_t state = 0; state < p.states; ++state) {
-                std::fill_n(total, WINDOW / W, Lanes{});
+                std::fill_n(total, window / W, Lanes{});
                 for (int64_t part = 0; part < parts; ++part) {
-                    const float* terms = over_channels(room, row_and_group * parts + part, first) + state * WINDOW;
-                    for (int i = 0; i < WINDOW / W; ++i) total[i] += lanes::load(terms + i * W);
+                    const float* terms = over_channels(room, row_and_group * parts + part, first) + state * window;
+                    for (int i = 0; i < window / W; ++i) total[i] += lanes::load(terms + i * W);
                 }
                 for (int64_t step = first; step < last; step += W)
                     tiles::store(total + (step - first) / W, view, {row_and_group / groups, step, last, state, 1});
