@@ -12,6 +12,14 @@ namespace lanes {
 // Adding this to a number leaves the nearest integer, k, in the low bits, with 127 more: the exponent field of 2^k.
 constexpr float ROUND = 12582912.0f + 127.0f;  // 1.5 * 2^23
 
+// Of the coefficients, the greatest power's first.
+template <class... Floats>
+LANES_INLINE Lanes polynomial(Lanes x, float first, Floats... rest) {
+    Lanes sum = all(first);
+    ((sum = sum * x + rest), ...);
+    return sum;
+}
+
 inline Lanes power_of_2(Lanes rounded) { return (Lanes)((Words)rounded << 23); }
 
 // 2^(a b); exactly 1 at 0, exactly 0 from 2^-127 down, infinity from 2^127.5 up. What is left of the product beyond k
@@ -20,13 +28,8 @@ inline Lanes exp2_product(Lanes a, Lanes b) {
     const Lanes rounded = a * b + ROUND, most = all(ROUND + 128.0f);
     const Lanes capped = (Lanes)((Words)rounded < (Words)most ? (Words)rounded : (Words)most);
     const Lanes r = a * b - (capped - ROUND);
-    Lanes p = all(0.000154614475f);
-    p = p * r + 0.00133908674f;
-    p = p * r + 0.00961805667f;
-    p = p * r + 0.055503571f;
-    p = p * r + 0.240226509f;
-    p = p * r + 0.693147188f;
-    p = p * r + 1.0f;
+    const Lanes p = polynomial(r, 0.000154614475f, 0.00133908674f, 0.00961805667f, 0.055503571f, 0.240226509f,
+                               0.693147188f, 1.0f);
     return rounded <= ROUND - 127.0f ? Lanes{} : p * power_of_2(capped);
 }
 
@@ -55,9 +58,7 @@ class Exp2 {
     LANES_INLINE Lanes power(Lanes rounded, Lanes r) const {
         const auto found = (Words)_mm512_permutexvar_epi32((__m512i)rounded, (__m512i)sixteenths);
         const Lanes root = (Lanes)(found + ((Words)rounded << 19));
-        Lanes p = r * 0.0555041087f + 0.240226507f;
-        p = p * r + 0.693147181f;
-        return p * r * root + root;
+        return polynomial(r, 0.0555041087f, 0.240226507f, 0.693147181f) * r * root + root;
     }
 
     // 16 * 2^r for |r| <= 1 / 64, where the greatest coefficient may as well be 1. Then there is a shift of r, t, which
@@ -119,13 +120,8 @@ class Exp2 {
 #else
 class Exp2 {
     static Lanes power(Lanes rounded, Lanes r) {
-        Lanes p = all(0.00132647273f);
-        p = p * r + 0.00967151299f;
-        p = p * r + 0.0555073358f;
-        p = p * r + 0.240222424f;
-        p = p * r + 0.693147004f;
-        p = p * r + 1.0f;
-        return p * power_of_2(rounded);
+        return polynomial(r, 0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f) *
+               power_of_2(rounded);
     }
 
    public:
@@ -205,9 +201,7 @@ inline Lanes log1p(Lanes e) {
     constexpr float ROUND_16 = 12582912.0f / 16;
     const Lanes rounded = e + ROUND_16;
     const Lanes r = (e - (rounded - ROUND_16)) * tables.find(tables.inverses, rounded);
-    Lanes p = r * -0.250230402f + 0.333495259f;
-    p = p * r - 0.49999994f;
-    return p * (r * r) + r + tables.find(tables.logarithms, rounded);
+    return polynomial(r, -0.250230402f, 0.333495259f, -0.49999994f) * (r * r) + r + tables.find(tables.logarithms, rounded);
 }
 
 // e^-|x|; a NaN becomes 0.
@@ -261,15 +255,8 @@ inline Lanes tanh(Lanes x) {
     constexpr float LARGEST = 9.02f;
     x = max(all(-LARGEST), min(all(LARGEST), x));
     const Lanes q = x * x;
-    Lanes p = 1.33190863e-8f * q + 2.05834913e-5f;
-    p = p * q + 0.00349403522f;
-    p = p * q + 0.133797184f;
-    p = p * q + 1.0f;
-    Lanes d = 7.76202569e-7f * q + 0.000328309397f;
-    d = d * q + 0.0258710757f;
-    d = d * q + 0.467130333f;
-    d = d * q + 1.0f;
-    p *= x;
+    const Lanes p = x * polynomial(q, 1.33190863e-8f, 2.05834913e-5f, 0.00349403522f, 0.133797184f, 1.0f);
+    const Lanes d = polynomial(q, 7.76202569e-7f, 0.000328309397f, 0.0258710757f, 0.467130333f, 1.0f);
 #if defined(__AVX512F__)
     const Lanes guess = (Lanes)_mm512_rcp14_ps((__m512)d), refined = guess * (2.0f - d * guess), y = p * refined;
     return y + refined * (p - y * d);

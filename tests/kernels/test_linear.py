@@ -22,6 +22,7 @@ RESULTS = ("out", "dx", "dweight", "dbias")
 # (R, K, N): one number; less than a tile; tiles with and without remainders; more terms than are added up at a time, in
 # the product and in the gradient of the weights, whose pieces and segments are several.
 SHAPES = [(1, 1, 1), (5, 3, 2), (28, 16, 32), (113, 300, 33), (300, 7, 130), (2100, 40, 470), (40, 600, 260)]
+SHAPES += [(60, 129, 113), (60, 100, 113)]  # few terms: the last piece, of columns or of rows, is empty
 
 
 def draw(rows: int, terms: int, columns: int) -> list[Tensor]:
