@@ -119,6 +119,29 @@ def many_threads(library: CDLL) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_threads")
+@pytest.mark.parametrize("length", [65, 66, 67, 3])
+def test_a_nan_stays_in_its_row(length: int) -> None:
+    """One thread takes the rows one after the other, in the same memory: what the first leaves there, none may read."""
+    tensors = as_float32(Case(length, channels=4, rows=2, groups_B=1, groups_C=1))
+    of_rows = ("u", "delta", "B", "C", "z", "initial_state")
+    alone = {name: tensor[1:] if name in of_rows else tensor for name, tensor in tensors.items()}
+    spoiled = tensors | {
+        name: torch.cat([torch.full_like(tensors[name][:1], torch.nan), alone[name]]) for name in of_rows
+    }
+
+    def gradients(given: dict[str, Tensor]) -> list[Tensor]:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+        wanted = [leaves[name] for name in of_rows]
+        return [one[-1] for one in torch.autograd.grad(scan(leaves, "cpu")[0][-1].sum(), wanted)]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert all(map(torch.equal, gradients(spoiled), gradients(alone)))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("few", FEW)
 def test_few_channels_are_cut_in_time(few: str) -> None:
     tensors = with_a_long_memory(FEW[few])
