@@ -111,42 +111,61 @@ inline Lanes shuffle(Lanes a, Lanes b, Words index) {
 #endif
 }
 
-// Of every two rows that are `span` apart, what `first` and `second` say takes their places.
-LANES_INLINE void combine(Lanes rows[W], int span, Words first, Words second) {
+// A square is of W x W numbers, in blocks of QUAD x QUAD, which most units can turn. To turn it, blocks take each other's
+// places, and each is turned in itself; in either order.
+constexpr int QUAD = 4, BLOCKS = W / QUAD;
+
+// Block k of the i-th row, which is one of every QUAD rows, becomes block i of the k-th.
+LANES_INLINE void exchange_blocks(Lanes rows[BLOCKS]) {
+    Words even{}, odd{};
     LANES_UNROLL
-    for (int i = 0; i < W; ++i)
-        if (!(i & span)) {
-            const Lanes a = rows[i], b = rows[i + span];
-            rows[i] = shuffle(a, b, first);
-            rows[i + span] = shuffle(a, b, second);
-        }
+    for (int i = 0; i < W; ++i) {
+        even[i] = 2 * (i & ~3) + i % 4;  // beyond W they are b's
+        odd[i] = even[i] + 4;
+    }
+    LANES_UNROLL
+    for (int span = 1; span < BLOCKS; span *= 2)
+        LANES_UNROLL
+        for (int i = 0; i < BLOCKS; ++i)
+            if (!(i & span)) {
+                const Lanes a = rows[i], b = rows[i + span];
+                rows[i] = shuffle(a, b, even);
+                rows[i + span] = shuffle(a, b, odd);
+            }
 }
 
-// Columns for rows in a square of W x W: in blocks of 4 x 4, which most units can do, then blocks for blocks.
+// Of a quad of rows, the columns 0 and 1 of each block, or in the second half 2 and 3.
+LANES_INLINE void turn_half(const Lanes quad[QUAD], int half, Lanes* first, Lanes* second) {
+    Words pairs{}, left{}, right{};
+    LANES_UNROLL
+    for (int i = 0; i < W; ++i) {
+        const int block = i & ~3;
+        pairs[i] = block + i % 4 / 2 + i % 2 * W + 2 * half;
+        left[i] = block + i % 2 + i % 4 / 2 * W;
+        right[i] = left[i] + 2;
+    }
+    const Lanes upper = shuffle(quad[0], quad[1], pairs), lower = shuffle(quad[2], quad[3], pairs);
+    *first = shuffle(upper, lower, left);
+    *second = shuffle(upper, lower, right);
+}
+
+// Columns for rows.
 LANES_INLINE void transpose(Lanes square[W]) {
     Lanes rows[W];
     LANES_UNROLL
-    for (int i = 0; i < W; ++i) rows[i] = square[i];
-    Words low{}, high{}, left{}, right{}, even{}, odd{};
+    for (int i = 0; i < W; i += QUAD)
+        LANES_UNROLL
+        for (int half = 0; half < 2; ++half)
+            turn_half(square + i, half, rows + i + 2 * half, rows + i + 2 * half + 1);
     LANES_UNROLL
-    for (int i = 0; i < W; ++i) {
-        const int block = i & ~3, other = i % 2 * W;
-        low[i] = block + i % 4 / 2 + other;
-        high[i] = low[i] + 2;
-        left[i] = block + i % 2 + i % 4 / 2 * W;
-        right[i] = left[i] + 2;
-        even[i] = 2 * block + i % 4;  // beyond W they are b's
-        odd[i] = even[i] + 4;
+    for (int i = 0; i < QUAD; ++i) {
+        Lanes some[BLOCKS];
+        LANES_UNROLL
+        for (int k = 0; k < BLOCKS; ++k) some[k] = rows[k * QUAD + i];
+        exchange_blocks(some);
+        LANES_UNROLL
+        for (int k = 0; k < BLOCKS; ++k) square[k * QUAD + i] = some[k];
     }
-    combine(rows, 1, low, high);
-    combine(rows, 2, left, right);
-    LANES_UNROLL
-    for (int i = 0; i < W; ++i)
-        if (i % 4 == 1) std::swap(rows[i], rows[i + 1]);  // the columns 0, 2, 1, 3 of each block
-    if constexpr (W > 4) combine(rows, 4, even, odd);
-    if constexpr (W > 8) combine(rows, 8, even, odd);
-    LANES_UNROLL
-    for (int i = 0; i < W; ++i) square[i] = rows[i];
 }
 
 // Of rows of W terms, in which blocks of 2 span lanes are terms of one sum, two become one: the halves of each block are
@@ -165,9 +184,7 @@ LANES_INLINE Lanes halve(Lanes a, Lanes b) {
     return halves + shuffle(a, b, own ^ span);
 }
 
-// So many rows at a time are halved twice, while other units have more to do.
-constexpr int QUAD = 4;
-
+// A quad of rows is halved twice, while other units have more to do.
 LANES_INLINE Lanes halve_twice(const Lanes rows[QUAD]) {
     return halve<W / 4>(halve<W / 2>(rows[0], rows[1]), halve<W / 2>(rows[2], rows[3]));
 }

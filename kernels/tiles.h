@@ -34,9 +34,15 @@ struct TypedView {
     // work(this view, its elements being of a type)
     template <class Work>
     void with_type(const Work& work) const {
-        if (type == FLOAT) work(ViewOf<float>{static_cast<float*>(data), row, channel, step});
-        else if (type == BFLOAT16) work(ViewOf<lanes::BFloat16>{static_cast<lanes::BFloat16*>(data), row, channel, step});
-        else work(ViewOf<lanes::Float16>{static_cast<lanes::Float16*>(data), row, channel, step});
+        if (type == FLOAT) work(of<float>());
+        else if (type == BFLOAT16) work(of<lanes::BFloat16>());
+        else work(of<lanes::Float16>());
+    }
+
+    // Its elements being known to be of a type.
+    template <class Element>
+    ViewOf<Element> of() const {
+        return {static_cast<Element*>(data), row, channel, step};
     }
 };
 
@@ -49,6 +55,9 @@ struct Window {
     Window(int64_t row, int64_t first, int64_t end, int64_t step, int64_t steps)
         : row(row), channel(first), step(step), width(static_cast<int>(std::min<int64_t>(W, end - first))),
           steps(static_cast<int>(steps)) {}
+
+    // Without its first steps.
+    Window from(int first) const { return {row, channel, channel + width, step + first, steps - first}; }
 };
 
 template <class Element>
@@ -106,18 +115,49 @@ class Ahead {
     }
 
    private:
-    // Fetches from the rows that have come to a page whose place may have to be looked up: if asked for together, they
-    // are looked up at the same time, where turn after turn would wait for each.
+    // Fetches from the rows that come to a page whose place may have to be looked up: if asked for together, they are
+    // looked up at the same time, where turn after turn would wait for each.
     LANES_INLINE void find_pages(int rows, bool falling) const {
         constexpr uintptr_t PAGE = 4096;
-        const uintptr_t bytes = lines * line;
         for (int i = 0; i < rows; ++i) {
-            const char* row = from + i * turn;
-            const uintptr_t place = reinterpret_cast<uintptr_t>(row) % PAGE;
-            if (falling ? place + bytes >= PAGE : place < bytes) __builtin_prefetch(row, 0, 2);
+            const char *begin = from + i * turn, *end = begin + lines * line, *far = falling ? begin : end - 1;
+            const char* known = falling ? end : begin - 1;  // next to the window that came before
+            if (reinterpret_cast<uintptr_t>(far) / PAGE != reinterpret_cast<uintptr_t>(known) / PAGE) __builtin_prefetch(far, 0, 2);
         }
     }
 };
+
+// What can be stored by rows, as steps are neighbours: so many steps, in whole squares.
+template <class AnyView>
+int in_rows(const AnyView& view, const Window& w) {
+    return w.width == W && view.step == 1 ? w.steps / W * W : 0;
+}
+
+// The first `steps` steps of a window, in whole squares whose lanes become steps. Before that, finish(rows, channel, step)
+// may change the numbers: BLOCKS rows, QUAD channels apart, W steps of each, from these of the window on. Rows are stored
+// late, as loads from the same place of another page, which `finish` may need, would be held up.
+template <class Element, class Finish>
+LANES_INLINE void store_rows(const Lanes* tile, const ViewOf<Element>& view, const Window& w, int steps, const Finish& finish) {
+    using namespace lanes;
+    LANES_UNROLL
+    for (int half = 0; half < 2; ++half)
+        for (int t = 0; t < steps; t += W) {
+            Lanes rows[2][BLOCKS];  // two of the QUAD in each block
+            LANES_UNROLL
+            for (int k = 0; k < BLOCKS; ++k) turn_half(tile + t + QUAD * k, half, &rows[0][k], &rows[1][k]);
+            LANES_UNROLL
+            for (int i = 0; i < 2; ++i) {
+                exchange_blocks(rows[i]);
+                finish(rows[i], 2 * half + i, t);
+            }
+            LANES_UNROLL
+            for (int i = 0; i < 2; ++i) {
+                Element* to = view.at(w.row, w.channel + 2 * half + i, w.step + t);
+                LANES_UNROLL
+                for (int k = 0; k < BLOCKS; ++k, to += QUAD * view.channel) lanes::store(to, rows[i][k]);
+            }
+        }
+}
 
 template <class Element>
 __attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& view, const Window& w) {
@@ -125,16 +165,7 @@ __attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& v
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) lanes::store(to + t * view.step, tile[t]);
-    if (w.width == W && view.step == 1)
-        for (; t + W <= w.steps; t += W) {
-            Lanes square[W];
-            LANES_UNROLL
-            for (int i = 0; i < W; ++i) square[i] = tile[t + i];
-            lanes::transpose(square);
-            Element* row = to + t;
-            LANES_UNROLL
-            for (int i = 0; i < W; ++i, row += view.channel) lanes::store(row, square[i]);
-        }
+    else store_rows(tile, view, w, t = in_rows(view, w), [](const Lanes*, int, int) {});
     for (; t < w.steps; ++t) {
         Element column[W];
         lanes::store(column, tile[t]);

@@ -61,11 +61,32 @@ class Forward {
             if (near) run_steps<true>(block, from, to, skip, ahead);
             else run_steps<false>(block, from, to, skip, ahead);
         }
-        if (p.z) {
-            tiles::load(d, p.z, window);
-            lanes::gate(exp2, steps, u, d, spare);
-        }
-        tiles::store(u, p.out, window);
+        finish(window);
+    }
+
+    // out from y, which is in u.
+    void finish(const tiles::Window& w) {
+        if (!p.z) return tiles::store(u, p.out, w);
+        const bool alike = p.z.type == p.out.type;
+        const int steps = alike ? std::min(tiles::in_rows(p.z, w), tiles::in_rows(p.out, w)) : 0;
+        if (steps > 0) p.z.with_type([&](const auto& z) { store_gated(z, w, steps); });
+        if (steps == w.steps) return;
+        const auto rest = w.from(steps);
+        tiles::load(d, p.z, rest);
+        gate(exp2, rest.steps, u + steps, d);
+        tiles::store(u + steps, p.out, rest);
+    }
+
+    template <class Element>
+    __attribute__((noinline)) void store_gated(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {
+        const lanes::Exp2 power = exp2;
+        tiles::store_rows(u, p.out.of<Element>(), w, steps, [&](Lanes* rows, int channel, int step) __attribute__((always_inline)) {
+            const Element* from = z.at(w.row, w.channel + channel, w.step + step);
+            Lanes gates[lanes::BLOCKS];
+            LANES_UNROLL
+            for (int k = 0; k < lanes::BLOCKS; ++k, from += QUAD * z.channel) gates[k] = lanes::load(from);
+            lanes::gate<lanes::BLOCKS>(power, rows, gates);
+        });
     }
 
     template <bool near>

@@ -197,12 +197,26 @@ class Input {
     }
 };
 
-// delta -> the step size d; where asked for, also its derivative by delta.
+// delta -> the step size d; where asked for, also its derivative by delta. One loop for each function: a processor that
+// looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as d.
 __attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, Lanes bias, int steps,
                                                  Lanes* d, Lanes* spare, Lanes* slope) {
-    if (p.softplus) return lanes::softplus(exp2, steps, bias, d, spare, slope);
-    for (int t = 0; t < steps; ++t) d[t] += bias;
-    for (int t = 0; slope && t < steps; ++t) slope[t] = lanes::all(1.0f);
+    const lanes::Exp2 power = exp2;
+    for (int t = 0; p.softplus && t < steps; ++t) spare[t] = lanes::exp_minus_size(power, d[t] + bias);
+    for (int t = 0; slope && t < steps; ++t)
+        slope[t] = p.softplus ? lanes::softplus_slope(d[t] + bias, spare[t]) : lanes::all(1.0f);
+    if (p.softplus)
+        for (int t = 0; t < steps; ++t) d[t] = lanes::softplus(d[t] + bias, spare[t]);
+    else
+        for (int t = 0; t < steps; ++t) d[t] += bias;
+}
+
+// y times z sigmoid(z).
+__attribute__((noinline)) inline void gate(const lanes::Exp2& exp2, int steps, Lanes* y, const Lanes* z) {
+    const lanes::Exp2 power = exp2;
+    int t = 0;
+    for (; t + 4 <= steps; t += 4) lanes::gate<4>(power, y + t, z + t);
+    for (; t < steps; ++t) lanes::gate<1>(power, y + t, z + t);
 }
 
 // exp(d A) for a few states, in two factors.

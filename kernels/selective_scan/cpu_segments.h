@@ -70,7 +70,7 @@ class Ends {
         tiles::load_or_zero(x, reverse ? p.dout : p.u, window);
         if (reverse && p.z) {
             tiles::load(d, p.z, window);
-            lanes::gate(exp2, steps, x, d, spare);
+            gate(exp2, steps, x, d);
         }
         tiles::load(d, p.delta, window);
         step_sizes(p, exp2, bias, steps, d, spare, nullptr);
