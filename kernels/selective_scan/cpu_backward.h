@@ -42,7 +42,8 @@ class Backward {
         : p(problem), part(of), states(static_cast<int>(p.states)), starts_apart(cut.segments > 1), starts(boundaries),
           rooms(r), at(s.take<Steps>()), A(s.take(cut.most_blocks() * states)), G(s.take(cut.most_blocks() * states)),
           before(s.take(states)), B(p, cut, p.B, p.groups_B, part, window_length(p), s),
-          C(p, cut, p.C, p.groups_C, part, window_length(p), s), dB(s), dC(s),
+          C(p, cut, p.C, p.groups_C, part, window_length(p), s),
+          dB(states, p.groups_B ? rooms.window : 0, s), dC(states, p.groups_C ? rooms.window : 0, s),
           over_time(cut.most_blocks(), rooms.terms.count, s) {}
 
     void run() {
@@ -62,9 +63,11 @@ class Backward {
     void run_window(int64_t first, int steps) {
         B.read(first, steps);
         C.read(first, steps);
-        dB.begin(rooms.over_channels(rooms.dB, part.task, first), rooms.window);
-        dC.begin(rooms.over_channels(rooms.dC, part.task, first), rooms.window);
+        dB.clear();
+        dC.clear();
         for (int block = 0; block < part.blocks(); ++block) run_block(block, first, steps);
+        dB.store(rooms.over_channels(rooms.dB, part.task, first));
+        dC.store(rooms.over_channels(rooms.dC, part.task, first));
     }
 
     void run_block(int block, int64_t first, int steps) {
@@ -160,9 +163,7 @@ class Backward {
         for (int from = (steps - 1) / sums::FOLD * sums::FOLD; from >= 0; from -= sums::FOLD) {
             const int to = std::min(from + sums::FOLD, steps);
             for (int first = to - QUAD; first >= from; first -= QUAD)
-                reverse_quad<fixed>(block, state, first, first - from, G_n, dA);
-            dB.add(block == 0, state, count, from);
-            dC.add(block == 0, state, count, from);
+                reverse_quad<fixed>(block, state, first, G_n, dA);
             if (!p.groups_B) over_time.fold(block, rooms.terms.B + state, count);
             if (!p.groups_C) over_time.fold(block, rooms.terms.C + state, count);
         }
@@ -172,10 +173,9 @@ class Backward {
     }
 
     // A quad of steps, backwards, from G_n and dA of what comes later. Its sums over channels are halved twice on the way:
-    // multiplications are what takes time here, and the units for additions and shuffles are idle. `place`: of the quad
-    // among a few steps.
+    // multiplications are what takes time here, and the units for additions and shuffles are idle.
     template <int fixed>
-    LANES_INLINE void reverse_quad(int block, int state, int first, int place, Lanes* G_n, Lanes* dA) {
+    LANES_INLINE void reverse_quad(int block, int state, int first, Lanes* G_n, Lanes* dA) {
         const int count = fixed ? fixed : states - state;
         const Lanes* A_n = A + block * states + state;
         const auto B_n = B.at(block, state), C_n = C.at(block, state);
@@ -192,7 +192,7 @@ class Backward {
         for (int n = 0; n < count; ++n) {
             LANES_UNROLL
             for (int i = 0; i < QUAD; ++i) terms[i] = g[i] * at.h[first + i + 1][n];
-            if (!per_lane || p.groups_C) dC.put(n, place, terms);
+            if (!per_lane || p.groups_C) dC.add(state + n, first / QUAD, terms);
             else over_time[rooms.terms.C + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
             Lanes later = G_n[n], sum = dA[n];
             const Lanes rate = A_n[n];
@@ -209,7 +209,7 @@ class Backward {
             }
             G_n[n] = later;
             dA[n] = sum;
-            if (!per_lane || p.groups_B) dB.put(n, place, terms);
+            if (!per_lane || p.groups_B) dB.add(state + n, first / QUAD, terms);
             else over_time[rooms.terms.B + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
         }
         LANES_UNROLL

@@ -22,32 +22,27 @@ struct Terms {
     }
 };
 
-// For each state and step of a window, the sum over the part's channels.
+// For each state and step of a window, the sum over the part's channels. Lanes are added up when all blocks have been
+// added, not block by block, but for the two halvings that `add` finds time for.
 class ChannelSums {
-    static constexpr int QUADS = sums::FOLD / QUAD;
-    Lanes* const terms;      // [state of a group][quad of a few steps]: of one block, halved twice
-    float* sums_ = nullptr;  // [state][step of the window]
-    int64_t stride = 0;      // from state to state
+    const int states, quads;
+    Lanes* const terms;  // [state][quad of steps], halved twice
 
    public:
-    explicit ChannelSums(Scratch& scratch) : terms(scratch.take(GROUP * QUADS)) {}
+    // Windows are so long; of no length if nothing is to be added.
+    ChannelSums(int states, int64_t window, Scratch& scratch)
+        : states(states), quads(static_cast<int>(window / QUAD)), terms(scratch.take(states * quads)) {}
 
-    // The sums of another window are wanted there; nowhere if this is null.
-    void begin(float* there, int64_t from_state_to_state) { sums_ = there, stride = from_state_to_state; }
+    void clear() { std::fill_n(terms, states * quads, Lanes{}); }
 
-    // The terms of a block's lanes for a quad of steps and the n-th state of a group; `step` is one of the few.
-    LANES_INLINE void put(int n, int step, const Lanes of_steps[QUAD]) {
-        terms[n * QUADS + step / QUAD] = lanes::halve_twice(of_steps);
+    // The terms of a block's lanes for the steps of a quad.
+    LANES_INLINE void add(int state, int quad, const Lanes of_steps[QUAD]) {
+        terms[state * quads + quad] += lanes::halve_twice(of_steps);
     }
 
-    // Adds the terms of the few steps from `step` on and of `count` states from `state` on, if there is what to add to.
-    LANES_INLINE void add(bool to_none, int state, int count, int step) {
-        for (int n = 0; sums_ && n < count; ++n)
-            for (int i = 0; i < sums::FOLD; i += W) {
-                float* to = sums_ + (state + n) * stride + step + i;
-                const Lanes sum = lanes::sum_quads(terms + n * QUADS + i / QUAD);
-                lanes::store(to, to_none ? sum : lanes::load(to) + sum);
-            }
+    // to: [state][step].
+    void store(float* to) const {
+        for (int i = 0; i < states * quads; i += W / QUAD, to += W) lanes::store(to, lanes::sum_quads(terms + i));
     }
 };
 
