@@ -7,7 +7,9 @@
 
 namespace tiles {
 
+using lanes::BLOCKS;
 using lanes::Lanes;
+using lanes::QUAD;
 using lanes::W;
 
 // A (rows, channels, steps) tensor; strides in elements, no data = an absent argument.
@@ -60,22 +62,77 @@ struct Window {
     Window from(int first) const { return {row, channel, channel + width, step + first, steps - first}; }
 };
 
+// What can be loaded and stored by rows, as steps are neighbours: so many steps, in whole squares.
+template <class AnyView>
+int in_rows(const AnyView& view, const Window& w) {
+    return w.width == W && view.step == 1 ? w.steps / W * W : 0;
+}
+
+// Of a square, the rows QUAD channels apart: W steps each.
+template <class Element>
+LANES_INLINE void load_rows(Lanes rows[BLOCKS], const ViewOf<Element>& view, const Window& w, int channel, int step) {
+    const Element* from = view.at(w.row, w.channel + channel, w.step + step);
+    LANES_UNROLL
+    for (int k = 0; k < BLOCKS; ++k, from += QUAD * view.channel) rows[k] = lanes::load(from);
+}
+
+template <class Element>
+LANES_INLINE void store_rows(const Lanes rows[BLOCKS], const ViewOf<Element>& view, const Window& w, int channel, int step) {
+    Element* to = view.at(w.row, w.channel + channel, w.step + step);
+    LANES_UNROLL
+    for (int k = 0; k < BLOCKS; ++k, to += QUAD * view.channel) lanes::store(to, rows[k]);
+}
+
+// The first `steps` steps of a window, in whole squares. change(rows, channel, step) may change the numbers while lanes
+// are steps: of rows QUAD channels apart, from this channel and this step of the window on.
+template <class Element, class Change>
+LANES_INLINE void load_squares(Lanes* tile, const ViewOf<Element>& view, const Window& w, int steps, const Change& change) {
+    for (int t = 0; t < steps; t += W) {
+        Lanes square[W];
+        LANES_UNROLL
+        for (int i = 0; i < QUAD; ++i) {
+            Lanes rows[BLOCKS];
+            load_rows(rows, view, w, i, t);
+            change(rows, i, t);
+            lanes::exchange_blocks(rows);
+            LANES_UNROLL
+            for (int k = 0; k < BLOCKS; ++k) square[QUAD * k + i] = rows[k];
+        }
+        LANES_UNROLL
+        for (int i = 0; i < 2 * BLOCKS; ++i)
+            lanes::turn_half(square + i / 2 * QUAD, i % 2, tile + t + 2 * i, tile + t + 2 * i + 1);
+    }
+}
+
+// The same the other way. Rows are stored late, as loads from the same place of another page, which `change` may need,
+// would be held up.
+template <class Element, class Change>
+LANES_INLINE void store_squares(const Lanes* tile, const ViewOf<Element>& view, const Window& w, int steps, const Change& change) {
+    LANES_UNROLL
+    for (int half = 0; half < 2; ++half)
+        for (int t = 0; t < steps; t += W) {
+            Lanes rows[2][BLOCKS];
+            LANES_UNROLL
+            for (int k = 0; k < BLOCKS; ++k) lanes::turn_half(tile + t + QUAD * k, half, &rows[0][k], &rows[1][k]);
+            LANES_UNROLL
+            for (int i = 0; i < 2; ++i) {
+                lanes::exchange_blocks(rows[i]);
+                change(rows[i], 2 * half + i, t);
+            }
+            LANES_UNROLL
+            for (int i = 0; i < 2; ++i) store_rows(rows[i], view, w, 2 * half + i, t);
+        }
+}
+
+inline void as_they_are(const Lanes*, int, int) {}
+
 template <class Element>
 __attribute__((noinline)) void load(Lanes* tile, const ViewOf<Element>& view, const Window& w) {
     const Element* from = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
-    if (w.width == W && view.step == 1)
-        for (; t + W <= w.steps; t += W) {
-            const Element* row = from + t;
-            Lanes square[W];
-            LANES_UNROLL
-            for (int i = 0; i < W; ++i, row += view.channel) square[i] = lanes::load(row);
-            lanes::transpose(square);
-            LANES_UNROLL
-            for (int i = 0; i < W; ++i) tile[t + i] = square[i];
-        }
+    else load_squares(tile, view, w, t = in_rows(view, w), as_they_are);
     for (; t < w.steps; ++t) {
         Element column[W]{};
         for (int i = 0; i < w.width; ++i) column[i] = from[i * view.channel + t * view.step];
@@ -127,45 +184,13 @@ class Ahead {
     }
 };
 
-// What can be stored by rows, as steps are neighbours: so many steps, in whole squares.
-template <class AnyView>
-int in_rows(const AnyView& view, const Window& w) {
-    return w.width == W && view.step == 1 ? w.steps / W * W : 0;
-}
-
-// The first `steps` steps of a window, in whole squares whose lanes become steps. Before that, finish(rows, channel, step)
-// may change the numbers: BLOCKS rows, QUAD channels apart, W steps of each, from these of the window on. Rows are stored
-// late, as loads from the same place of another page, which `finish` may need, would be held up.
-template <class Element, class Finish>
-LANES_INLINE void store_rows(const Lanes* tile, const ViewOf<Element>& view, const Window& w, int steps, const Finish& finish) {
-    using namespace lanes;
-    LANES_UNROLL
-    for (int half = 0; half < 2; ++half)
-        for (int t = 0; t < steps; t += W) {
-            Lanes rows[2][BLOCKS];  // two of the QUAD in each block
-            LANES_UNROLL
-            for (int k = 0; k < BLOCKS; ++k) turn_half(tile + t + QUAD * k, half, &rows[0][k], &rows[1][k]);
-            LANES_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                exchange_blocks(rows[i]);
-                finish(rows[i], 2 * half + i, t);
-            }
-            LANES_UNROLL
-            for (int i = 0; i < 2; ++i) {
-                Element* to = view.at(w.row, w.channel + 2 * half + i, w.step + t);
-                LANES_UNROLL
-                for (int k = 0; k < BLOCKS; ++k, to += QUAD * view.channel) lanes::store(to, rows[i][k]);
-            }
-        }
-}
-
 template <class Element>
 __attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& view, const Window& w) {
     Element* to = view.at(w.row, w.channel, w.step);
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) lanes::store(to + t * view.step, tile[t]);
-    else store_rows(tile, view, w, t = in_rows(view, w), [](const Lanes*, int, int) {});
+    else store_squares(tile, view, w, t = in_rows(view, w), as_they_are);
     for (; t < w.steps; ++t) {
         Element column[W];
         lanes::store(column, tile[t]);

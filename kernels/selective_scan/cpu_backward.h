@@ -78,7 +78,8 @@ class Backward {
         tiles::load_or_zero(&skip, p.D, channels);
         tiles::load(at.u, p.u, window);
         tiles::load(at.d, p.delta, window);
-        tiles::load_or_zero(at.g, p.dout, window);
+        if (p.z) open_gate(window);
+        else tiles::load_or_zero(at.g, p.dout, window);
         step_sizes(p, exp2, bias, steps, at.d, at.y, at.slope);
         if (first > 0) tiles::load(before, p.kept, part.kept(p, block, first));
         else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
@@ -88,7 +89,6 @@ class Backward {
                                       {p.du, next, true}, {p.ddelta, next, true}, {p.dz, next, true},   {{}, next, true}};
         for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
         const bool near = all_near(at.by_x, steps, A + block * states, states);
-        if (p.z) open_gate(window, steps);
         for (Lanes* array : {at.u, at.d, at.g}) std::fill(array + steps, array + filled, Lanes{});  // no-op steps
         for (int t = 0; t < filled; ++t) {
             at.y[t] = skip * at.u[t];
@@ -98,20 +98,65 @@ class Backward {
             if (states - state < GROUP) run_group<0>(near, block, state, filled, ahead);
             else run_group<GROUP>(near, block, state, filled, ahead);
         }
+        if (p.z) store_dz(window);
         finish(block, steps, skip);
         tiles::store(at.y, p.du, window);
         tiles::store(at.by_decay, p.ddelta, window);
-        if (p.z) tiles::store(at.z, p.dz, window);
     }
 
-    // From the gradient of out to that of y; and what that of z is, but for y.
-    void open_gate(const tiles::Window& window, int steps) {
-        tiles::load(at.z, p.z, window);
-        for (int t = 0; t < steps; ++t) {
-            const Lanes z = at.z[t], s = lanes::sigmoid(exp2, z), by_gate = at.g[t] * s;
-            at.g[t] = by_gate * z;
-            at.z[t] = by_gate * (1.0f + z * (1.0f - s));
-        }
+    // From the gradient of out that of y, in g; and in z, what the gradient of z is but for y.
+    void open_gate(const tiles::Window& w) {
+        const int steps = squares(w);
+        if (steps > 0) p.z.with_type([&](const auto& z) { open_squares(z, w, steps); });
+        if (steps == w.steps) return;
+        const auto rest = w.from(steps);
+        tiles::load(at.z + steps, p.z, rest);
+        tiles::load_or_zero(at.g + steps, p.dout, rest);
+        for (int t = steps; t < w.steps; ++t) open(exp2, at.g[t], at.z[t]);
+    }
+
+    void store_dz(const tiles::Window& w) {
+        const int steps = squares(w);
+        if (steps > 0) p.dz.with_type([&](const auto& dz) { close_squares(dz, w, steps); });
+        if (steps == w.steps) return;
+        for (int t = steps; t < w.steps; ++t) at.z[t] *= at.y[t];
+        tiles::store(at.z + steps, p.dz, w.from(steps));
+    }
+
+    // So many steps of a window that can be opened, and closed again, while lanes are steps. Then z is [row of a square].
+    int squares(const tiles::Window& w) const {
+        const bool alike = p.dout && p.z.type == p.dout.type && p.z.type == p.dz.type;
+        return alike ? std::min({tiles::in_rows(p.z, w), tiles::in_rows(p.dout, w), tiles::in_rows(p.dz, w)}) : 0;
+    }
+
+    template <class Element>
+    __attribute__((noinline)) void open_squares(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {
+        const lanes::Exp2 power = exp2;
+        const auto change = [&](Lanes* g, int channel, int step) __attribute__((always_inline)) {
+            Lanes gates[tiles::BLOCKS];
+            tiles::load_rows(gates, z, w, channel, step);
+            LANES_UNROLL
+            for (int k = 0; k < tiles::BLOCKS; ++k) {
+                open(power, g[k], gates[k]);
+                at.z[step + QUAD * k + channel] = gates[k];
+            }
+        };
+        tiles::load_squares(at.g, p.dout.of<Element>(), w, steps, change);
+    }
+
+    template <class Element>
+    __attribute__((noinline)) void close_squares(const tiles::ViewOf<Element>& dz, const tiles::Window& w, int steps) {
+        const auto change = [&](Lanes* y, int channel, int step) __attribute__((always_inline)) {
+            LANES_UNROLL
+            for (int k = 0; k < tiles::BLOCKS; ++k) y[k] *= at.z[step + QUAD * k + channel];
+        };
+        tiles::store_squares(at.y, dz, w, steps, change);
+    }
+
+    static LANES_INLINE void open(const lanes::Exp2& exp2, Lanes& g, Lanes& z) {
+        const Lanes s = lanes::sigmoid(exp2, z), by_gate = g * s;
+        g = by_gate * z;
+        z = by_gate * (1.0f + z * (1.0f - s));
     }
 
     // fixed: how many states the group has where that is known to the compiler, else 0. Whole quads of steps.
@@ -219,11 +264,10 @@ class Backward {
         }
     }
 
-    // What is known after the last group: the gradients of u, delta, z, D and the bias, over the arrays that led to them.
+    // What is known after the last group: the gradients of u, delta, D and the bias, over the arrays that led to them.
     void finish(int block, int steps, Lanes skip) {
         Lanes *total_D = &over_time[rooms.terms.D], *total_bias = &over_time[rooms.terms.bias];
         for (int t = 0; t < steps; ++t) {
-            at.z[t] *= at.y[t];
             at.y[t] = skip * at.g[t] + at.d[t] * at.by_x[t];
             at.by_decay[t] = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
             *total_D += at.g[t] * at.u[t];

@@ -80,13 +80,12 @@ class Forward {
     template <class Element>
     __attribute__((noinline)) void store_gated(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {
         const lanes::Exp2 power = exp2;
-        tiles::store_rows(u, p.out.of<Element>(), w, steps, [&](Lanes* rows, int channel, int step) __attribute__((always_inline)) {
-            const Element* from = z.at(w.row, w.channel + channel, w.step + step);
-            Lanes gates[lanes::BLOCKS];
-            LANES_UNROLL
-            for (int k = 0; k < lanes::BLOCKS; ++k, from += QUAD * z.channel) gates[k] = lanes::load(from);
-            lanes::gate<lanes::BLOCKS>(power, rows, gates);
-        });
+        const auto open = [&](Lanes* y, int channel, int step) __attribute__((always_inline)) {
+            Lanes gates[tiles::BLOCKS];
+            tiles::load_rows(gates, z, w, channel, step);
+            lanes::gate<tiles::BLOCKS>(power, y, gates);
+        };
+        tiles::store_squares(u, p.out.of<Element>(), w, steps, open);
     }
 
     template <bool near>
