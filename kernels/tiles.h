@@ -154,16 +154,15 @@ class Ahead {
    public:
     static constexpr int TURNS = W;
 
-    // falling: the window after it comes before it in memory.
     template <class AnyView = TypedView>
-    LANES_INLINE Ahead(const AnyView& view, const Window& w, bool falling) : from(nullptr), turn(0), line(0), lines(0) {
+    LANES_INLINE Ahead(const AnyView& view, const Window& w) : from(nullptr), turn(0), line(0), lines(0) {
         constexpr int LINE = 64;
         if (!view || w.steps <= 0) return;
         const int size = view.size();
         from = static_cast<const char*>(static_cast<const void*>(view.data)) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
         if (view.step == 1) turn = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
         else if (view.channel == 1) line = size * view.step, lines = (w.steps + TURNS - 1) / TURNS, turn = lines * line;
-        if (view.step == 1) find_pages(w.width, falling);
+        if (view.step == 1) find_pages(w.width);
     }
 
     // Always inlined: GCC takes calls of a function that only fetches ahead for calls without effect, and drops them.
@@ -172,14 +171,13 @@ class Ahead {
     }
 
    private:
-    // Fetches from the rows that come to a page whose place may have to be looked up: if asked for together, they are
-    // looked up at the same time, where turn after turn would wait for each.
-    LANES_INLINE void find_pages(int rows, bool falling) const {
-        constexpr uintptr_t PAGE = 4096;
+    // Fetches the ends of all rows, so that the pages on which they lie are looked up at the same time, where turn after
+    // turn would wait for each.
+    LANES_INLINE void find_pages(int rows) const {
         for (int i = 0; i < rows; ++i) {
-            const char *begin = from + i * turn, *end = begin + lines * line, *far = falling ? begin : end - 1;
-            const char* known = falling ? end : begin - 1;  // next to the window that came before
-            if (reinterpret_cast<uintptr_t>(far) / PAGE != reinterpret_cast<uintptr_t>(known) / PAGE) __builtin_prefetch(far, 0, 2);
+            const char* row = from + i * turn;
+            __builtin_prefetch(row, 0, 2);
+            __builtin_prefetch(row + lines * line - 1, 0, 2);
         }
     }
 };

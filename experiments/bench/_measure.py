@@ -20,10 +20,12 @@ LEAST, MOST = 3, 30
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
 """What the timings of one case may take together, beyond the least number of them; a GPU is not shared."""
 SHORT = 0.5
-"""Seconds; what takes less is run twice in its turn, and the second run counts."""
+"""Seconds; what takes less is run more than once in its turn, and the first run does not count."""
 
-IN_A_ROW = 0.01
-"""Seconds; runs of what takes less follow one another on a GPU."""
+IN_A_ROW = {"cpu": 0.1, "cuda": 0.01}
+"""Seconds that the runs of a turn may take together, beyond the first two."""
+RUNS = 10
+"""That count in a turn, at most."""
 
 Work = Callable[[], Any]
 
@@ -128,12 +130,15 @@ def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[s
 def _warm(work: Work, device: torch.device) -> float:
     """Seconds of a run that follows one of its own, unless that takes long: caches and memory are not the others'.
 
-    On a GPU of several runs in a row, where they are short: waiting for it is no part of them then.
+    Of several such runs, where they are short: on a CPU their median, on a GPU what they take together, divided by
+    their number, since waiting for it is no part of them then.
     """
     seconds = timed(work, device)
     if seconds >= SHORT:
         return seconds
-    times = 1 if device.type == "cpu" else min(10, 1 + int(IN_A_ROW / seconds))
+    times = max(1, min(RUNS, int(IN_A_ROW[device.type] / seconds)))
+    if device.type == "cpu":
+        return statistics.median(timed(work, device) for _ in range(times))
 
     def in_a_row() -> None:
         for _ in range(times):

@@ -200,7 +200,7 @@ class Backward : public Pass {
         const auto next = window(block, step - p.window(), step > begin ? p.window() : 0);
         const Rows read = read_columns(block, step, steps);
         std::copy_n(behind + block * history, history, g + steps);
-        differentiate(filter, read, block, step, steps, {{p.x, next, true}, {p.dout, next, true}, {p.dx, next, true}});
+        differentiate(filter, read, block, step, steps, {{p.x, next}, {p.dout, next}, {p.dx, next}});
         std::copy_n(g, history, behind + block * history);
         for (int from = 0; from < steps; from += sums::FOLD) add_up(filter, read, block, from, std::min(from + sums::FOLD, steps));
         gather(filter, p.dx, window(block, step, steps));

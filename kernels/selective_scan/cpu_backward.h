@@ -81,12 +81,12 @@ class Backward {
         if (p.z) open_gate(window);
         else tiles::load_or_zero(at.g, p.dout, window);
         step_sizes(p, exp2, bias, steps, at.d, at.y, at.slope);
-        if (first > 0) tiles::load(before, p.kept, part.kept(p, block, first));
+        if (first > 0) tiles::load(before, p.kept, part.kept(p, window));
         else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
         const auto next = part.next(block, first, first - WINDOW, WINDOW);
         const tiles::Ahead ahead[] = {// two per group
-                                      {p.u, next, true},  {p.delta, next, true},  {p.dout, next, true}, {p.z, next, true},
-                                      {p.du, next, true}, {p.ddelta, next, true}, {p.dz, next, true},   {{}, next, true}};
+                                      {p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},
+                                      {p.du, next}, {p.ddelta, next}, {p.dz, next},   {p.kept, part.kept(p, next)}};
         for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
         const bool near = all_near(at.by_x, steps, A + block * states, states);
         for (Lanes* array : {at.u, at.d, at.g}) std::fill(array + steps, array + filled, Lanes{});  // no-op steps

@@ -52,16 +52,24 @@ class Forward {
         tiles::load(d, p.delta, window);
         step_sizes(p, exp2, bias, steps, d, spare, nullptr);
         const auto next = part.next(block, first, first + STRETCH, STRETCH);
-        const tiles::Ahead ahead[] = {{p.u, next, false}, {p.delta, next, false}, {p.z, next, false}, {p.out, next, false}};
+        const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
         const bool near = all_near(d, steps, rate + block * states, states);
         const int stride = p.kept ? WINDOW : STRETCH;
         for (int from = 0; from < steps; from += stride) {
             const int to = std::min(from + stride, steps);
-            if (p.kept && first + from > 0) tiles::store(h + block * states, p.kept, part.kept(p, block, first + from));
+            if (p.kept) keep(block, first + from);
             if (near) run_steps<true>(block, from, to, skip, ahead);
             else run_steps<false>(block, from, to, skip, ahead);
         }
         finish(window);
+    }
+
+    // The state before a step; room for the next one is fetched meanwhile.
+    void keep(int block, int64_t step) {
+        if (step > 0) tiles::store(h + block * states, p.kept, part.kept(p, part.window(block, step, WINDOW)));
+        if (step + WINDOW >= p.length) return;
+        const tiles::Ahead next(p.kept, part.kept(p, part.window(block, step + WINDOW, WINDOW)));
+        for (int i = 0; i < tiles::Ahead::TURNS; ++i) next.fetch(i);
     }
 
     // out from y, which is in u.

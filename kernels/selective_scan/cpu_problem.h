@@ -101,12 +101,10 @@ struct Part {
         const int64_t step = last ? then : first, steps = step < begin ? 0 : std::min(most, end - step);
         return window(last ? 0 : block + 1, step, steps);
     }
-    // Where the state before the window that begins at the step is kept; `kept` is (rows * windows, channels, states).
-    tiles::Window kept(const Problem& p, int block, int64_t step) const {
-        const int64_t windows = (p.length - 1) / WINDOW;
-        tiles::Window w = window(block, 0, p.states);
-        w.row = row * windows + step / WINDOW - 1;
-        return w;
+    // Where the state before a block's window is kept, if it is: `kept` is (rows * windows, channels, states).
+    tiles::Window kept(const Problem& p, const tiles::Window& w) const {
+        const int64_t windows = (p.length - 1) / WINDOW, index = row * windows + w.step / WINDOW - 1;
+        return {index, w.channel, w.channel + w.width, 0, w.step > 0 && w.steps > 0 ? p.states : 0};
     }
 };
 
