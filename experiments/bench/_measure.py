@@ -22,7 +22,7 @@ SECONDS = {"cpu": 4.0, "cuda": 1.0}
 SHORT = 0.5
 """Seconds; what takes less is run more than once in its turn, and the first run does not count."""
 
-IN_A_ROW = {"cpu": 0.1, "cuda": 0.01}
+IN_A_ROW = {"cpu": 0.5, "cuda": 0.01}
 """Seconds that the runs of a turn may take together, beyond the first two."""
 RUNS = 10
 """That count in a turn, at most."""
