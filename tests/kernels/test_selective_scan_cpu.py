@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scans import NAMES, RESULTS, Case, as_float32, results, scan
+from scans import NAMES, RESULTS, Case, as_float32, results, scan, truth
 from tolerance import assert_all_as_good, nan_in_fresh_memory
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -70,6 +70,37 @@ def test_second_derivatives_name_the_reference() -> None:
     (gradient,) = torch.autograd.grad(scan(leaves, "cpu")[0].sum(), leaves["u"], create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         gradient.sum().backward()
+
+
+WIDE = Case(85, channels=40, states=16, groups_B=1, groups_C=1)
+"""Blocks of channels that fill registers, the last but half of one, and steps that end within a register."""
+
+
+@pytest.mark.parametrize("other", ["nothing", "u", "delta", "z", "u z"])
+def test_what_lies_in_rows_and_what_lies_in_columns(other: str) -> None:
+    tensors = as_float32(WIDE)
+    tensors |= {name: tensors[name].mT.contiguous().mT for name in other.split() if name in tensors}
+    assert_all_as_good(RESULTS, results(tensors, "cpu"), *truth(WIDE))
+
+
+@pytest.mark.parametrize("short", ["z", "cotangent", "u delta z cotangent"])
+@pytest.mark.parametrize("softplus", [True, False])
+def test_the_gate_may_be_of_another_dtype_and_layout(short: str, softplus: bool) -> None:
+    """In bfloat16, which float32 holds exactly, and with channels side by side: the same but for rounding at the end."""
+    tensors = as_float32(WIDE) | {"cotangent": torch.ones(2, 40, 85)}
+    tensors |= {name: tensors[name].bfloat16() for name in short.split()}
+    if not softplus:
+        del tensors["delta_bias"], tensors["delta"]
+        tensors["delta"] = torch.rand(2, 40, 85).to(tensors["u"].dtype)
+    found = []
+    for given in (tensors, {name: tensor.float() for name, tensor in tensors.items()}):
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items() if name != "cotangent"}
+        out, _ = scan(leaves, "cpu")
+        cotangent = given["cotangent"].to(out.dtype).mT.contiguous().mT
+        found.append([out, *torch.autograd.grad(out, list(leaves.values()), cotangent)])
+    for of_short, of_float in zip(*found, strict=True):
+        least = 1e-5 if of_short.dtype == torch.float32 else 2**-8
+        torch.testing.assert_close(of_short, of_float.to(of_short.dtype), rtol=least, atol=least)
 
 
 def test_gradient_of_either_result_alone() -> None:
