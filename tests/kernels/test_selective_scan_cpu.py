@@ -86,18 +86,19 @@ def test_what_lies_in_rows_and_what_lies_in_columns(other: str) -> None:
 @pytest.mark.parametrize("short", ["z", "cotangent", "u delta z cotangent"])
 @pytest.mark.parametrize("softplus", [True, False])
 def test_the_gate_may_be_of_another_dtype_and_layout(short: str, softplus: bool) -> None:
-    """In bfloat16, which float32 holds exactly, and with channels side by side: the same but for rounding at the end."""
-    tensors = as_float32(WIDE) | {"cotangent": torch.ones(2, 40, 85)}
+    """In bfloat16, which float32 holds exactly, or with channels side by side: the same but for rounding at the end."""
+    tensors = as_float32(WIDE) | {"cotangent": torch.randn(2, 40, 85, generator=torch.Generator().manual_seed(0))}
     tensors |= {name: tensors[name].bfloat16() for name in short.split()}
     if not softplus:
         del tensors["delta_bias"], tensors["delta"]
         tensors["delta"] = torch.rand(2, 40, 85).to(tensors["u"].dtype)
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    tensors["cotangent"] = tensors["cotangent"].mT.contiguous().mT
     found = []
-    for given in (tensors, {name: tensor.float() for name, tensor in tensors.items()}):
+    for given in (tensors, floats):
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items() if name != "cotangent"}
         out, _ = scan(leaves, "cpu")
-        cotangent = given["cotangent"].to(out.dtype).mT.contiguous().mT
-        found.append([out, *torch.autograd.grad(out, list(leaves.values()), cotangent)])
+        found.append([out, *torch.autograd.grad(out, list(leaves.values()), given["cotangent"].to(out.dtype))])
     for of_short, of_float in zip(*found, strict=True):
         least = 1e-5 if of_short.dtype == torch.float32 else 2**-8
         torch.testing.assert_close(of_short, of_float.to(of_short.dtype), rtol=least, atol=least)
