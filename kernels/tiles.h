@@ -206,4 +206,38 @@ inline void load_or_zero(Lanes* tile, const AnyView& view, const Window& w) {
     for (int t = 0; t < w.steps; ++t) tile[t] = Lanes{};
 }
 
+// W channels of a few steps: where they lie if those are floats side by side, else in a tile.
+class Columns {
+    float* data;
+    int64_t stride;
+
+    Columns(float* data, int64_t stride) : data(data), stride(stride) {}
+    static View floats(const View& view) { return view; }
+    static View floats(const TypedView& view) { return view.type == TypedView::FLOAT ? view.of<float>() : View{}; }
+    static bool in_place(const View& view, const Window& w) { return view && view.channel == 1 && w.width == W; }
+
+   public:
+    static Columns of(Lanes* tile) { return {reinterpret_cast<float*>(tile), W}; }
+
+    template <class AnyView>
+    static Columns read(const AnyView& view, const Window& w, Lanes* tile) {
+        if (!in_place(floats(view), w)) load(tile, view, w);
+        return open(view, w, tile);
+    }
+
+    // To be written, then closed.
+    template <class AnyView>
+    static Columns open(const AnyView& view, const Window& w, Lanes* tile) {
+        const View lie = floats(view);
+        return in_place(lie, w) ? Columns(lie.at(w.row, w.channel, w.step), lie.step) : of(tile);
+    }
+    template <class AnyView>
+    static void close(const AnyView& view, const Window& w, const Lanes* tile) {
+        if (!in_place(floats(view), w)) store(tile, view, w);
+    }
+
+    LANES_INLINE Lanes operator[](int64_t t) const { return lanes::load(data + t * stride); }
+    LANES_INLINE void set(int64_t t, Lanes value) const { lanes::store(data + t * stride, value); }
+};
+
 }  // namespace tiles

@@ -15,6 +15,7 @@ using operators::float_view;
 using operators::Optional;
 using operators::Tensor;
 using parallel::Scratch;
+using tiles::Columns;
 using tiles::View;
 
 // The arguments and results. Absent ones have no data.
@@ -41,34 +42,6 @@ struct Problem {
     int64_t segment() const { return (length + segments - 1) / segments; }  // steps of a task
 };
 
-// W channels of a few steps: where they lie if that is side by side, else in a tile.
-class Rows {
-    float* data;
-    int64_t stride;
-
-    Rows(float* data, int64_t stride) : data(data), stride(stride) {}
-    static bool in_place(const View& view, const tiles::Window& w) { return view.channel == 1 && w.width == W; }
-
-   public:
-    static Rows of(Lanes* tile) { return {reinterpret_cast<float*>(tile), W}; }
-
-    static Rows read(const View& view, const tiles::Window& w, Lanes* tile) {
-        if (!in_place(view, w)) tiles::load(tile, view, w);
-        return open(view, w, tile);
-    }
-
-    // To be written, then closed.
-    static Rows open(const View& view, const tiles::Window& w, Lanes* tile) {
-        return in_place(view, w) ? Rows(view.at(w.row, w.channel, w.step), view.step) : of(tile);
-    }
-    static void close(const View& view, const tiles::Window& w, const Lanes* tile) {
-        if (!in_place(view, w)) tiles::store(tile, view, w);
-    }
-
-    Lanes operator[](int64_t t) const { return lanes::load(data + t * stride); }
-    void set(int64_t t, Lanes value) const { lanes::store(data + t * stride, value); }
-};
-
 // The taps of W channels, copied to where the compiler can keep them in registers if it knows how many (else fixed = 0).
 template <int fixed>
 class Filter {
@@ -85,8 +58,8 @@ class Filter {
     Lanes operator[](int k) const { return fixed ? own[k] : given[k]; }
 
     // Of what begins at `from`, the taps going up or down.
-    template <class Columns>
-    Lanes up(Lanes sum, const Columns& columns, int from) const {
+    template <class Read>
+    Lanes up(Lanes sum, const Read& columns, int from) const {
         LANES_UNROLL
         for (int k = 0; k < width; ++k) sum += (*this)[k] * columns[from + k];
         return sum;
@@ -135,13 +108,13 @@ class Pass {
     }
 
     // What the filter reads in these steps.
-    Rows read_columns(int block, int64_t step, int steps) const {
+    Columns read_columns(int block, int64_t step, int steps) const {
         const int given = static_cast<int>(std::max<int64_t>(0, history - step));  // columns before the first step
         const auto rest = window(block, step + given - history, history - given + steps);
-        if (given == 0) return Rows::read(p.x, rest, columns);
+        if (given == 0) return Columns::read(p.x, rest, columns);
         tiles::load_or_zero(columns, p.initial, window(block, step, given));
         tiles::load(columns + given, p.x, rest);
-        return Rows::of(columns);
+        return Columns::of(columns);
     }
 };
 
@@ -158,12 +131,12 @@ struct Forward : Pass {
     template <int fixed>
     void run_window(const Filter<fixed>& filter, int block, int64_t step, int steps) {
         const auto window = Pass::window(block, step, steps);
-        const Rows read = read_columns(block, step, steps), out = Rows::open(p.out, window, tile);
+        const Columns read = read_columns(block, step, steps), out = Columns::open(p.out, window, tile);
         for (int t = 0; t < steps; ++t) {
             const Lanes y = filter.up(filter.bias, read, t);
             out.set(t, p.silu ? y * lanes::sigmoid(exp2, y) : y);
         }
-        Rows::close(p.out, window, tile);
+        Columns::close(p.out, window, tile);
     }
 };
 
@@ -198,7 +171,7 @@ class Backward : public Pass {
     template <int fixed>
     void run_window(const Filter<fixed>& filter, int block, int64_t step, int steps) {
         const auto next = window(block, step - p.window(), step > begin ? p.window() : 0);
-        const Rows read = read_columns(block, step, steps);
+        const Columns read = read_columns(block, step, steps);
         std::copy_n(behind + block * history, history, g + steps);
         differentiate(filter, read, block, step, steps, {{p.x, next}, {p.dout, next}, {p.dx, next}});
         std::copy_n(g, history, behind + block * history);
@@ -208,9 +181,9 @@ class Backward : public Pass {
 
     // The gradients of y in these steps, from those of out, while what will be wanted next is fetched.
     template <int fixed>
-    void differentiate(const Filter<fixed>& filter, const Rows& read, int block, int64_t step, int steps,
+    void differentiate(const Filter<fixed>& filter, const Columns& read, int block, int64_t step, int steps,
                        std::initializer_list<tiles::Ahead> next) {
-        const Rows dout = Rows::read(p.dout, window(block, step, steps), tile);
+        const Columns dout = Columns::read(p.dout, window(block, step, steps), tile);
         for (int t = 0; t < steps; ++t) {
             for (const auto& what : next) what.fetch(t);
             g[t] = dout[t];
@@ -222,7 +195,7 @@ class Backward : public Pass {
 
     // The gradients of the taps and of the bias, from a few steps.
     template <int fixed>
-    void add_up(const Filter<fixed>& filter, const Rows& read, int block, int from, int to) {
+    void add_up(const Filter<fixed>& filter, const Columns& read, int block, int from, int to) {
         constexpr int few = fixed ? fixed : 1;  // taps at a time
         Lanes of_bias{};
         for (int t = from; t < to; ++t) of_bias += g[t];
@@ -240,9 +213,9 @@ class Backward : public Pass {
     // The gradients of the columns that are the window's steps.
     template <int fixed>
     void gather(const Filter<fixed>& filter, const View& to, const tiles::Window& window) {
-        const Rows rows = Rows::open(to, window, tile);
+        const Columns rows = Columns::open(to, window, tile);
         for (int t = 0; t < window.steps; ++t) rows.set(t, filter.down(g, t));
-        Rows::close(to, window, tile);
+        Columns::close(to, window, tile);
     }
 
     template <int fixed>

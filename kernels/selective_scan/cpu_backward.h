@@ -77,10 +77,9 @@ class Backward {
         tiles::load_or_zero(&bias, p.bias, channels);
         tiles::load_or_zero(&skip, p.D, channels);
         tiles::load(at.u, p.u, window);
-        tiles::load(at.d, p.delta, window);
         if (p.z) open_gate(window);
         else tiles::load_or_zero(at.g, p.dout, window);
-        step_sizes(p, exp2, bias, steps, at.d, at.y, at.slope);
+        step_sizes(p, exp2, Columns::read(p.delta, window, at.d), bias, steps, at.d, at.y, at.slope);
         if (first > 0) tiles::load(before, p.kept, part.kept(p, window));
         else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
         const auto next = part.next(block, first, first - WINDOW, WINDOW);
@@ -99,9 +98,7 @@ class Backward {
             else run_group<GROUP>(near, block, state, filled, ahead);
         }
         if (p.z) store_dz(window);
-        finish(block, steps, skip);
-        tiles::store(at.y, p.du, window);
-        tiles::store(at.by_decay, p.ddelta, window);
+        finish(block, window, skip);
     }
 
     // From the gradient of out that of y, in g; and in z, what the gradient of z is but for y.
@@ -110,17 +107,22 @@ class Backward {
         if (steps > 0) p.z.with_type([&](const auto& z) { open_squares(z, w, steps); });
         if (steps == w.steps) return;
         const auto rest = w.from(steps);
-        tiles::load(at.z + steps, p.z, rest);
+        const Columns z = Columns::read(p.z, rest, at.z + steps);
         tiles::load_or_zero(at.g + steps, p.dout, rest);
-        for (int t = steps; t < w.steps; ++t) open(exp2, at.g[t], at.z[t]);
+        for (int t = steps; t < w.steps; ++t) {
+            at.z[t] = z[t - steps];
+            open(exp2, at.g[t], at.z[t]);
+        }
     }
 
     void store_dz(const tiles::Window& w) {
         const int steps = squares(w);
         if (steps > 0) p.dz.with_type([&](const auto& dz) { close_squares(dz, w, steps); });
         if (steps == w.steps) return;
-        for (int t = steps; t < w.steps; ++t) at.z[t] *= at.y[t];
-        tiles::store(at.z + steps, p.dz, w.from(steps));
+        const auto rest = w.from(steps);
+        const Columns dz = Columns::open(p.dz, rest, at.z + steps);
+        for (int t = steps; t < w.steps; ++t) dz.set(t - steps, at.z[t] * at.y[t]);
+        Columns::close(p.dz, rest, at.z + steps);
     }
 
     // So many steps of a window that can be opened, and closed again, while lanes are steps. Then z is [row of a square].
@@ -265,18 +267,22 @@ class Backward {
     }
 
     // What is known after the last group: the gradients of u, delta, D and the bias, over the arrays that led to them.
-    void finish(int block, int steps, Lanes skip) {
+    void finish(int block, const tiles::Window& w, Lanes skip) {
         Lanes *total_D = &over_time[rooms.terms.D], *total_bias = &over_time[rooms.terms.bias];
-        for (int t = 0; t < steps; ++t) {
-            at.y[t] = skip * at.g[t] + at.d[t] * at.by_x[t];
-            at.by_decay[t] = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
+        const Columns du = Columns::open(p.du, w, at.y), ddelta = Columns::open(p.ddelta, w, at.by_decay);
+        for (int t = 0; t < w.steps; ++t) {
+            const Lanes of_delta = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
+            du.set(t, skip * at.g[t] + at.d[t] * at.by_x[t]);
+            ddelta.set(t, of_delta);
             *total_D += at.g[t] * at.u[t];
-            *total_bias += at.by_decay[t];
-            if (t % sums::FOLD == sums::FOLD - 1 || t == steps - 1) {
+            *total_bias += of_delta;
+            if (t % sums::FOLD == sums::FOLD - 1 || t == w.steps - 1) {
                 over_time.fold(block, rooms.terms.D, 1);
                 over_time.fold(block, rooms.terms.bias, 1);
             }
         }
+        Columns::close(p.du, w, at.y);
+        Columns::close(p.ddelta, w, at.by_decay);
     }
 };
 

@@ -15,7 +15,7 @@ class Forward {
     const bool starts_apart;
     const Boundaries& starts;
     Lanes *rate, *h;       // [block][state]: A log2(e), the state
-    Lanes *u, *d, *spare;  // [step]; y takes the place of u, and z that of d: the nearest cache is small
+    Lanes *y, *d, *spare;  // [step]; y takes the place of u, and z that of d: the nearest cache is small
     Input<per_lane> B, C;
     const lanes::Exp2 exp2{};
 
@@ -23,7 +23,7 @@ class Forward {
     Forward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
         : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p, STRETCH)),
           starts_apart(cut.segments > 1), starts(boundaries), rate(s.take(cut.most_blocks() * states)),
-          h(s.take(cut.most_blocks() * states)), u(s.take(most)), d(s.take(most)), spare(s.take(most)),
+          h(s.take(cut.most_blocks() * states)), y(s.take(most)), d(s.take(most)), spare(s.take(most)),
           B(p, cut, p.B, p.groups_B, part, most, s), C(p, cut, p.C, p.groups_C, part, most, s) {}
 
     void run() {
@@ -48,9 +48,8 @@ class Forward {
         Lanes bias, skip;
         tiles::load_or_zero(&bias, p.bias, channels);
         tiles::load_or_zero(&skip, p.D, channels);
-        tiles::load(u, p.u, window);
-        tiles::load(d, p.delta, window);
-        step_sizes(p, exp2, bias, steps, d, spare, nullptr);
+        tiles::load(y, p.u, window);
+        step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
         const auto next = part.next(block, first, first + STRETCH, STRETCH);
         const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
         const bool near = all_near(d, steps, rate + block * states, states);
@@ -72,28 +71,27 @@ class Forward {
         for (int i = 0; i < tiles::Ahead::TURNS; ++i) next.fetch(i);
     }
 
-    // out from y, which is in u.
+    // out from y.
     void finish(const tiles::Window& w) {
-        if (!p.z) return tiles::store(u, p.out, w);
+        if (!p.z) return tiles::store(y, p.out, w);
         const bool alike = p.z.type == p.out.type;
         const int steps = alike ? std::min(tiles::in_rows(p.z, w), tiles::in_rows(p.out, w)) : 0;
         if (steps > 0) p.z.with_type([&](const auto& z) { store_gated(z, w, steps); });
         if (steps == w.steps) return;
         const auto rest = w.from(steps);
-        tiles::load(d, p.z, rest);
-        gate(exp2, rest.steps, u + steps, d);
-        tiles::store(u + steps, p.out, rest);
+        gate(exp2, rest.steps, y + steps, Columns::read(p.z, rest, d), Columns::open(p.out, rest, y + steps));
+        Columns::close(p.out, rest, y + steps);
     }
 
     template <class Element>
     __attribute__((noinline)) void store_gated(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {
         const lanes::Exp2 power = exp2;
-        const auto open = [&](Lanes* y, int channel, int step) __attribute__((always_inline)) {
+        const auto open = [&](Lanes* rows, int channel, int step) __attribute__((always_inline)) {
             Lanes gates[tiles::BLOCKS];
             tiles::load_rows(gates, z, w, channel, step);
-            lanes::gate<tiles::BLOCKS>(power, y, gates);
+            lanes::gate<tiles::BLOCKS>(power, rows, gates);
         };
-        tiles::store_squares(u, p.out.of<Element>(), w, steps, open);
+        tiles::store_squares(y, p.out.of<Element>(), w, steps, open);
     }
 
     template <bool near>
@@ -113,9 +111,9 @@ class Forward {
         if (fixed) state = std::copy_n(state, fixed, own) - fixed;
         const auto B_ = B.template at<fixed>(block, 0), C_ = C.template at<fixed>(block, 0);
         for (int t = from; t < to; ++t) {
-            const Lanes dt = d[t], x = dt * u[t];
+            const Lanes dt = d[t], u = y[t], x = dt * u;
             const auto B_t = B_[t], C_t = C_[t];
-            Lanes sum = skip * u[t];
+            Lanes sum = skip * u;
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; n += few) {
@@ -128,7 +126,7 @@ class Forward {
                     state[n + i] = new_state;
                 }
             }
-            u[t] = sum;
+            y[t] = sum;
         }
         if (fixed) std::copy_n(own, fixed, h + block * count);
     }

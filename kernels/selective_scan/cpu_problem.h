@@ -17,6 +17,7 @@ namespace scan {
 using lanes::Lanes;
 using lanes::W;
 using parallel::Scratch;
+using tiles::Columns;
 using tiles::TypedView;
 
 constexpr int WINDOW = SCAN_WINDOW;  // steps whose states the backward pass holds at a time
@@ -196,25 +197,29 @@ class Input {
 };
 
 // delta -> the step size d; where asked for, also its derivative by delta. One loop for each function: a processor that
-// looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as d.
-__attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, Lanes bias, int steps,
-                                                 Lanes* d, Lanes* spare, Lanes* slope) {
+// looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as d, where delta may lie.
+__attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, const Columns& delta, Lanes bias,
+                                                 int steps, Lanes* d, Lanes* spare, Lanes* slope) {
     const lanes::Exp2 power = exp2;
-    for (int t = 0; p.softplus && t < steps; ++t) spare[t] = lanes::exp_minus_size(power, d[t] + bias);
+    for (int t = 0; p.softplus && t < steps; ++t) spare[t] = lanes::exp_minus_size(power, delta[t] + bias);
     for (int t = 0; slope && t < steps; ++t)
-        slope[t] = p.softplus ? lanes::softplus_slope(d[t] + bias, spare[t]) : lanes::all(1.0f);
-    if (p.softplus)
-        for (int t = 0; t < steps; ++t) d[t] = lanes::softplus(d[t] + bias, spare[t]);
-    else
-        for (int t = 0; t < steps; ++t) d[t] += bias;
+        slope[t] = p.softplus ? lanes::softplus_slope(delta[t] + bias, spare[t]) : lanes::all(1.0f);
+    for (int t = 0; p.softplus && t < steps; ++t) d[t] = lanes::softplus(delta[t] + bias, spare[t]);
+    for (int t = 0; !p.softplus && t < steps; ++t) d[t] = delta[t] + bias;
 }
 
 // y times z sigmoid(z).
-__attribute__((noinline)) inline void gate(const lanes::Exp2& exp2, int steps, Lanes* y, const Lanes* z) {
+__attribute__((noinline)) inline void gate(const lanes::Exp2& exp2, int steps, const Lanes* y, const Columns& z,
+                                           const Columns& out) {
+    constexpr int FEW = 4;
     const lanes::Exp2 power = exp2;
-    int t = 0;
-    for (; t + 4 <= steps; t += 4) lanes::gate<4>(power, y + t, z + t);
-    for (; t < steps; ++t) lanes::gate<1>(power, y + t, z + t);
+    for (int t = 0; t < steps; t += FEW) {
+        const int count = std::min(FEW, steps - t);
+        Lanes some[FEW]{}, gates[FEW]{};
+        for (int i = 0; i < count; ++i) some[i] = y[t + i], gates[i] = z[t + i];
+        lanes::gate<FEW>(power, some, gates);
+        for (int i = 0; i < count; ++i) out.set(t + i, some[i]);
+    }
 }
 
 // exp(d A) for a few states, in two factors.

@@ -68,12 +68,8 @@ class Ends {
         Lanes bias;
         tiles::load_or_zero(&bias, p.bias, part.window(block, 0, 1));
         tiles::load_or_zero(x, reverse ? p.dout : p.u, window);
-        if (reverse && p.z) {
-            tiles::load(d, p.z, window);
-            gate(exp2, steps, x, d);
-        }
-        tiles::load(d, p.delta, window);
-        step_sizes(p, exp2, bias, steps, d, spare, nullptr);
+        if (reverse && p.z) gate(exp2, steps, x, Columns::read(p.z, window, d), Columns::of(x));
+        step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
         for (int t = 0; t < steps; ++t) elapsed[0] += d[t];
         elapsed.fold(block);
         load_rates(p, part, block, rate);
