@@ -107,12 +107,8 @@ struct Result {
 template <class Of, int tall, int width>
 __attribute__((noinline)) void add_tile(const float* left, const Lanes* right, int64_t column_stride, int terms, int rows,
                                         int64_t column, const Result& result) {
-    LANES_UNROLL
-    for (int i = 0; i < tall; ++i)
-        LANES_UNROLL
-        for (int j = 0; j < width; ++j) __builtin_prefetch(result.at + i * result.stride + column + j * W, 1, 3);
     Lanes sums[tall][width]{};
-    for (int k = 0; k < terms; ++k, left += Of::TERM, ++right) {
+    const auto add_term = [&]() __attribute__((always_inline)) {
         Lanes vector[width];
         LANES_UNROLL
         for (int j = 0; j < width; ++j) vector[j] = right[j * column_stride];
@@ -120,7 +116,16 @@ __attribute__((noinline)) void add_tile(const float* left, const Lanes* right, i
         for (int i = 0; i < tall; ++i)
             LANES_UNROLL
             for (int j = 0; j < width; ++j) sums[i][j] += left[i * Of::ROW] * vector[j];
+        left += Of::TERM, ++right;
+    };
+    int k = 0;
+    const float* place = result.at + column;
+    for (; k < std::min(terms, tall); ++k, place += result.stride) {  // all at once would hold up what is wanted now
+        LANES_UNROLL
+        for (int j = 0; j < width; ++j) __builtin_prefetch(place + j * W, 1, 3);
+        add_term();
     }
+    for (; k < terms; ++k) add_term();
     const bool whole = result.columns - column >= width * W;
     LANES_UNROLL
     for (int i = 0; i < tall; ++i) {
