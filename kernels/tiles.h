@@ -62,10 +62,17 @@ struct Window {
     Window from(int first) const { return {row, channel, channel + width, step + first, steps - first}; }
 };
 
-// What can be loaded and stored by rows, as steps are neighbours: so many steps, in whole squares.
+// What can be loaded and stored by rows, as steps are neighbours: so many steps, in whole squares; of what is absent none.
 template <class AnyView>
-int in_rows(const AnyView& view, const Window& w) {
-    return w.width == W && view.step == 1 ? w.steps / W * W : 0;
+int in_rows(const Window& w, const AnyView& view) {
+    return view && w.width == W && view.step == 1 ? w.steps / W * W : 0;
+}
+
+// Of all of these together: none unless they are of one type.
+template <class... Others>
+int in_rows(const Window& w, const TypedView& view, const Others&... others) {
+    const bool alike = ((others.type == view.type) && ...);
+    return alike ? std::min({in_rows<TypedView>(w, view), in_rows<TypedView>(w, others)...}) : 0;
 }
 
 // Of a square, the rows QUAD channels apart: W steps each.
@@ -132,7 +139,7 @@ __attribute__((noinline)) void load(Lanes* tile, const ViewOf<Element>& view, co
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) tile[t] = lanes::load(from + t * view.step);
-    else load_squares(tile, view, w, t = in_rows(view, w), as_they_are);
+    else load_squares(tile, view, w, t = in_rows(w, view), as_they_are);
     for (; t < w.steps; ++t) {
         Element column[W]{};
         for (int i = 0; i < w.width; ++i) column[i] = from[i * view.channel + t * view.step];
@@ -188,7 +195,7 @@ __attribute__((noinline)) void store(const Lanes* tile, const ViewOf<Element>& v
     int t = 0;
     if (w.width == W && view.channel == 1)
         for (; t < w.steps; ++t) lanes::store(to + t * view.step, tile[t]);
-    else store_squares(tile, view, w, t = in_rows(view, w), as_they_are);
+    else store_squares(tile, view, w, t = in_rows(w, view), as_they_are);
     for (; t < w.steps; ++t) {
         Element column[W];
         lanes::store(column, tile[t]);

@@ -125,11 +125,8 @@ class Backward {
         Columns::close(p.dz, rest, at.z + steps);
     }
 
-    // So many steps of a window that can be opened, and closed again, while lanes are steps. Then z is [row of a square].
-    int squares(const tiles::Window& w) const {
-        const bool alike = p.dout && p.z.type == p.dout.type && p.z.type == p.dz.type;
-        return alike ? std::min({tiles::in_rows(p.z, w), tiles::in_rows(p.dout, w), tiles::in_rows(p.dz, w)}) : 0;
-    }
+    // So many steps of a window can be opened, and closed again, while lanes are steps. Then z is [row of a square].
+    int squares(const tiles::Window& w) const { return tiles::in_rows(w, p.z, p.dout, p.dz); }
 
     template <class Element>
     __attribute__((noinline)) void open_squares(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {

@@ -74,8 +74,7 @@ class Forward {
     // out from y.
     void finish(const tiles::Window& w) {
         if (!p.z) return tiles::store(y, p.out, w);
-        const bool alike = p.z.type == p.out.type;
-        const int steps = alike ? std::min(tiles::in_rows(p.z, w), tiles::in_rows(p.out, w)) : 0;
+        const int steps = tiles::in_rows(w, p.z, p.out);
         if (steps > 0) p.z.with_type([&](const auto& z) { store_gated(z, w, steps); });
         if (steps == w.steps) return;
         const auto rest = w.from(steps);
