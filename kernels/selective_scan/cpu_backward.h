@@ -183,14 +183,13 @@ class Backward {
             if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; n += few) {
-                Lanes first[few], second[few];
-                decays<near, few>(power, rate, a + n, first, second);
+                Lanes decay[few];
+                decays<near, few>(power, rate, a + n, decay);
                 LANES_UNROLL
                 for (int i = 0; i < few; ++i) {
-                    const Lanes decay = first[i] * second[i];
-                    h[n + i] = decay * h[n + i] + x * B_t[n + i];
+                    h[n + i] = decay[i] * h[n + i] + x * B_t[n + i];
                     sum += h[n + i] * C_t[n + i];
-                    at.decay[t][n + i] = decay;
+                    at.decay[t][n + i] = decay[i];
                     at.h[t + 1][n + i] = h[n + i];
                 }
             }
