@@ -1,0 +1,48 @@
+"""Freed memory: pages that the system hands out are counted, in processes of their own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no such settings")
+
+PROGRAM = """
+import resource, sys
+import torch
+from experiments import malloc
+
+getattr(malloc, sys.argv[1])()
+
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def step():
+    # 1 GiB in blocks of many sizes, freed at once.
+    del [torch.ones(size << 20) for size in (1, 4, 90, 2, 60, 99)][:]
+
+for _ in range(3):
+    step()
+before = pages()
+step()
+print(pages() - before)
+"""
+
+
+def pages(setting: str) -> int:
+    """Pages that were new in a step like those before it."""
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM, setting], capture_output=True, text=True, check=True, timeout=120
+    )
+    return int(told.stdout)
+
+
+def test_kept_memory_is_used_again() -> None:
+    assert pages("keep_freed") < 100
+
+
+def test_returned_memory_is_new_each_time() -> None:
+    assert pages("return_freed") > 10000
