@@ -17,8 +17,8 @@ def return_freed() -> None:
 def keep_freed() -> None:
     """Keep freed blocks for the next ones, as the system clears every page anew that it hands out.
 
-    Where blocks are mapped each time, a training step of gqa on 131072 tokens takes 1.6 times as long. The price is what
-    lies between kept blocks, too small for the next one: the process holds 4.4 GiB then instead of 2.8.
+    Where blocks are mapped each time, a training step of gqa on 131072 tokens takes 1.6 times as long. The price is
+    what lies between kept blocks, too small for the next one: the process holds 4.4 GiB then instead of 2.8.
     """
     _set(mapped=0, from_size=2**25, trim=2**31 - 1)
 

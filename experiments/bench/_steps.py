@@ -30,6 +30,11 @@ def own_step(model: Backbone, source: Tokens, target: Tensor) -> Work:
     return _step(model, mean_loss)
 
 
+def own_step_over(model: Backbone, ids: Tensor) -> Work:
+    """A training step of ours that reads all but the last of ids (B, T + 1), as peers do to predict the next ones."""
+    return own_step(model, Tokens(ids[:, :1]), ids[:, 1:-1])
+
+
 def step(model: nn.Module, logits: Callable[[], Tensor], labels: Tensor) -> Work:
     """A training step of a peer that gives logits (B, T, V)."""
     return _step(model, lambda: F.cross_entropy(logits().flatten(0, 1), labels.flatten()))

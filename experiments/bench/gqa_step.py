@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import archs
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
-from experiments.bench._steps import VOCABULARY, own_step, random_ids, step, weights
+from experiments.bench._steps import VOCABULARY, own_step_over, random_ids, step, weights
 
 TOKENS, WIDTH, LAYERS, HEADS, KV_HEADS, HIDDEN = 8192, 128, 2, 4, 2, 344
 
@@ -26,7 +26,7 @@ def _case(rows: int, length: int, device: torch.device) -> Case:
     ids = random_ids(rows, length + 1, device)
     sizes = {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": KV_HEADS, "d_ff": HIDDEN}
     model = archs.build("gqa", VOCABULARY, **sizes).to(device)
-    ours = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
+    ours = own_step_over(model, ids)
     peers = {
         "transformers": peer("transformers", lambda module: _transformers(module, ids)),
         "x-transformers": peer("x_transformers", lambda module: _x_transformers(module, ids)),

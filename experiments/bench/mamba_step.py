@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import archs
 from experiments.bench._measure import Case, Work
 from experiments.bench._peers import peer
-from experiments.bench._steps import VOCABULARY, own_step, random_ids, step
+from experiments.bench._steps import VOCABULARY, own_step_over, random_ids, step
 
 WIDTH, LAYERS, STATES = 128, 2, 16
 
@@ -28,20 +28,20 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _case(rows: int, length: int, device: torch.device) -> Case:
-    ids = random_ids(rows, length, device)
+    ids = random_ids(rows, length + 1, device)
     model = archs.build("mamba", VOCABULARY, d_model=WIDTH, n_layers=LAYERS).to(device)
-    ours = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
+    ours = own_step_over(model, ids)
     theirs = peer("mambapy.mamba", lambda module: _mambapy(module, ids))
-    return Case(f"{rows} x {length} tokens", ours, _floor(model, ids), {"mambapy": theirs}, together=True)
+    return Case(f"{rows} x {length} tokens", ours, _floor(model, rows * length), {"mambapy": theirs}, together=True)
 
 
 def _beside_attention(length: int, device: torch.device) -> Case:
     """Embedding, layers, width and vocabulary are the same, other sizes each architecture's own."""
-    ids = random_ids(1, length, device)
+    ids = random_ids(1, length + 1, device)
 
     def training(arch: str) -> Work:
         model = archs.build(arch, VOCABULARY, d_model=WIDTH, n_layers=LAYERS).to(device)
-        work = own_step(model, archs.Tokens(ids[:, :1]), ids[:, 1:])
+        work = own_step_over(model, ids)
 
         def in_short_floats() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -52,12 +52,12 @@ def _beside_attention(length: int, device: torch.device) -> Case:
     return Case(f"1 x {length} tokens beside attention", training("mamba"), {}, {"our gqa": training("gqa")})
 
 
-def _floor(model: nn.Module, ids: Tensor) -> dict[str, float]:
+def _floor(model: nn.Module, tokens: int) -> dict[str, float]:
     """Three products per weight, every exp of the scan twice, and each pass's activations once."""
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "A_log" not in name)
-    elements = ids.numel() * 2 * WIDTH * LAYERS
+    elements = tokens * 2 * WIDTH * LAYERS
     return {
-        "gemm": 6.0 * matrices * ids.numel(),
+        "gemm": 6.0 * matrices * tokens,
         "exp": 2.0 * elements * (STATES + 4),
         "copy": 4.0 * elements * (4 + 11 + 2 + 5),  # scan and convolution, forward and backward
     }

@@ -10,6 +10,7 @@ using lanes::W;
 using operators::Tensor;
 
 constexpr int64_t ROWS = 64;  // of a task
+const lanes::Exp2 exp2;
 
 // `count` numbers, at most W.
 inline Lanes load(const float* from, int64_t count) {
@@ -61,13 +62,13 @@ struct Backward : Problem {
 template <class Pass>
 void run(const Pass& p) {
     operators::run((p.rows + ROWS - 1) / ROWS, p.threads, [&](int64_t task, parallel::Scratch&) {
-        const lanes::Exp2 exp2;
+        const lanes::Exp2 power = exp2;
         for (int64_t row = task * ROWS; row < std::min(p.rows, (task + 1) * ROWS); ++row)
             for (int64_t i = 0; i < p.features; i += W) {
                 const int64_t count = std::min<int64_t>(W, p.features - i);
                 const float* from = p.x + 2 * row * p.features + i;
                 const Lanes gate = load(from, count), up = load(from + p.features, count);
-                p.run(row, i, count, gate, up, lanes::sigmoid(exp2, gate));
+                p.run(row, i, count, gate, up, lanes::sigmoid(power, gate));
             }
     });
 }
