@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import kernels
-from experiments import measure, strict
+from experiments import malloc, measure, strict
 from experiments.bench import _measure
 from experiments.errors import UserError
 
@@ -42,6 +42,7 @@ def bench(only: Sequence[str] | None, device: str | None, out: Path, console: Co
     chosen = _known(only)
     where = _device(device or "cpu")
     kernels.forget()
+    malloc.keep_freed()
     records: list[dict[str, Any]] = []
     try:
         with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:

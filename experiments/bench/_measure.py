@@ -130,6 +130,7 @@ def _take_turns(contestants: Mapping[str, Work], device: torch.device) -> dict[s
             settings[name]()
             times[name].append(_warm(work, device))
     gc.unfreeze()
+    malloc.keep_freed()  # as in training, for what the next case makes
     return times
 
 
