@@ -35,84 +35,91 @@ inline Lanes exp2_product(Lanes a, Lanes b) {
 
 constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f, LN2 = 0.693147181f;
 
-// Products of which Exp2 raises 2 to the power. What all ways have near 0 is the slope of the curve: a factor near 1 is
-// applied thousands of times, so that an error that always has the same sign would add up. Where the product is 0 it is
-// exactly 1.
+// 2^(a b) for |a b| <= NEAR, in fewer instructions. What all ways have near 0 is the slope of the curve: a factor near
+// 1 is applied thousands of times, so that an error that always has the same sign would add up.
 constexpr float NEAR = 120.0f;
 
 #if defined(__AVX512F__)
-// A constant in a register: GCC would rather fetch it from memory at each use, which takes as long as to multiply.
-inline Lanes held(float x) {
-    Lanes constant = all(x);
-    asm("" : "+v"(constant));
-    return constant;
-}
-
-inline Lanes find(Lanes table, Lanes index) { return (Lanes)_mm512_permutexvar_ps((__m512i)index, (__m512)table); }
-
-// x 2^floor(power)
-inline Lanes scale(Lanes x, Lanes power) { return (Lanes)_mm512_scalef_ps((__m512)x, (__m512)power); }
-
-// 2^k times a root, of a table in registers, times a cubic in r, which is left. A product of the two is rounded to exactly
-// 1 where both are those of 0, so that their scale is free: that of a cubic whose greatest coefficient is 1 saves a
-// multiplication. Those are what holds a loop up; additions have units of their own in AMD's processors.
+// 2^k times a root, of a table in registers, times what is left, by a cubic. Multiplications are what holds a loop up;
+// additions, of integers too, are as good as free, as AMD's processors have units of their own for them.
 class Exp2 {
-    static constexpr float ROUND_16 = 12582912.0f / 16;  // leaves the nearest k + i / 16, in the low bits 16 k + i
+    static constexpr float ROUND_16 = 12582912.0f / 16, ROUND_32 = 12582912.0f / 32;
+    Words sixteenths, halves[2];  // bits of 2^(i / 16), less i << 19; of 2^(i / 32) / 16, less i << 18
 
-    // A shift of r by what the cubic's square would need, but for 0.4 %, rids it of that. The constants' roundings cancel.
-    static constexpr float SHIFT = 23.0f / 16, ROOT = 0.0557069592f;
-    static LANES_INLINE Lanes cubic(Lanes t) { return t * (t * t + 6.24352074f) + 6.00555849f; }
+    template <int steps>
+    static int32_t entry(int i, float part) {
+        const float number = static_cast<float>(std::exp2(i / double{steps})) * part;
+        int32_t bits;
+        std::memcpy(&bits, &number, sizeof bits);
+        return bits - i * ((1 << 23) / steps);
+    }
 
-    static constexpr float SIX = 6.00000143f;  // its inverse happens to be a float
+    // rounded: ROUND_16 + k + i / 16, whose low bits are 16 k + i.
+    LANES_INLINE Lanes power(Lanes rounded, Lanes r) const {
+        const auto found = (Words)_mm512_permutexvar_epi32((__m512i)rounded, (__m512i)sixteenths);
+        const Lanes root = (Lanes)(found + ((Words)rounded << 19));
+        return polynomial(r, 0.0555041087f, 0.240226507f, 0.693147181f) * r * root + root;
+    }
 
-    const Lanes round = held(ROUND_16), log2e = held(LOG2E), ln2 = held(LN2), three = held(SIX / 2), six = held(SIX);
-    Lanes shifted, sixths;  // 2^(i / 16), in multiples of ROOT and a power of 2, and in sixths
+    // 2^(k + i / 32) / 16; the low bits of rounded are 32 k + i.
+    LANES_INLINE Lanes root(Lanes rounded) const {
+        const auto index = (__m512i)rounded;
+        const auto found = (Words)_mm512_permutex2var_epi32((__m512i)halves[0], index, (__m512i)halves[1]);
+        return (Lanes)(found + ((Words)rounded << 18));
+    }
+
+    // 16 * 2^r for |r| <= 1 / 64, where the greatest coefficient may as well be 1. Then there is a shift of r, t, which
+    // rids the cubic of its square. At r = 0 it is 16 but for 1.5e-8, which is rounded away; the slope is right to 4e-7.
+    static constexpr float SHIFT = 41.0f / 32;
+    static LANES_INLINE Lanes sixteen(Lanes t) { return t * (t * t + 6.16555452f) + 5.99708128f; }
 
    public:
     Exp2() {
         for (int i = 0; i < W; ++i) {
-            const double root = std::exp2(i / 16.0);
-            shifted[i] = static_cast<float>(root * ROOT * std::exp2(-std::floor(i / 16.0 - SHIFT)));
-            sixths[i] = static_cast<float>(root / SIX);
+            sixteenths[i] = entry<16>(i, 1.0f);
+            for (int half = 0; half < 2; ++half) halves[half][i] = entry<32>(half * W + i, 1.0f / 16);
         }
     }
 
-    // 2^(a b[i]) for |a b[i]| <= NEAR, of the rounded products, for a few at a time: their chains run side by side.
-    template <int few>
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND_16;
+        return power(rounded, a * b - (rounded - ROUND_16));
+    }
+
+    // Of the rounded products, for a few b at a time: their chains of operations run side by side. In two factors, the
+    // one 16 times too large, the other 16 times too small. At 0 neither rounds: h is h times the second times the first.
+    template <int count>
+    LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
+        Lanes rounded[count];
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) {
+            Lanes product = a * b[i];
+            asm("" : "+v"(product));  // additions shall do the rest, so it may not become a part of one
+            first[i] = product;
+        }
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) rounded[i] = first[i] + ROUND_32;
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) first[i] = sixteen(first[i] - (rounded[i] - (ROUND_32 + SHIFT)));
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) second[i] = root(rounded[i]);
+    }
+
+    // In one.
+    template <int count>
     LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
-        Lanes product[few], rounded[few];
+        Lanes first[count], second[count];
+        factors<count>(a, b, first, second);
         LANES_UNROLL
-        for (int i = 0; i < few; ++i) {
-            product[i] = a * b[i];
-            asm("" : "+v"(product[i]));  // additions shall do the rest, so it may not become a part of one
-        }
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) rounded[i] = product[i] + ROUND_16;
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) {
-            const Lanes unshifted = rounded[i] - (ROUND_16 + SHIFT);
-            to[i] = cubic(product[i] - unshifted) * scale(find(shifted, rounded[i]), unshifted);
-        }
+        for (int i = 0; i < count; ++i) to[i] = first[i] * second[i];
     }
 
-    // e^x for |x| <= 88, for a few side by side; exactly 1 at 0, and 0 below 2^-126 where denormals are. The cubic is six
-    // times the series', whose rest is 1e-8; ln 2 as a float is off by 2e-9: at |x| = 20 that makes 6e-8 of an error of
-    // 1.7e-7 in all.
-    template <int few>
-    LANES_INLINE void e_to(const Lanes* x, Lanes* to) const {
-        Lanes rounded[few], r[few];
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) rounded[i] = x[i] * log2e + round;
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) r[i] = x[i] - (rounded[i] - round) * ln2;
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) r[i] = ((r[i] + three) * r[i] + six) * r[i] + six;
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) to[i] = scale(r[i] * find(sixths, rounded[i]), rounded[i] - round);
-    }
+    // e^x for |x| <= 87; where denormals are 0, that too below. Exactly 0 at -88.03, which is rounded to 2^-127. The
+    // parabola is off by 5e-8, which is less than rounding adds, and ln 2 as a float by 2e-9: at |x| = 20 by 6e-8 in all.
     Lanes e_to(Lanes x) const {
-        e_to<1>(&x, &x);
-        return x;
+        constexpr float ROUND_16TH = ROUND_32 + 4;  // as the table is of sixteenths
+        const Lanes rounded = x * LOG2E + ROUND_16TH, r = x - (rounded - ROUND_16TH) * LN2, power = root(rounded);
+        return (0.5f * r + 1.00001466f) * r * power + power;
     }
 };
 #else
@@ -123,25 +130,30 @@ class Exp2 {
     }
 
    public:
-    // 2^(a b[i]) for |a b[i]| <= NEAR.
-    template <int few>
-    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) {
-            const Lanes rounded = a * b[i] + ROUND;
-            to[i] = power(rounded, a * b[i] - (rounded - ROUND));
-        }
+    Lanes operator()(Lanes a, Lanes b) const {
+        const Lanes rounded = a * b + ROUND;
+        return power(rounded, a * b - (rounded - ROUND));
     }
 
-    // e^x for |x| <= 88; 0 below 2^-126.5.
+    // For a few b at a time.
+    template <int count>
+    LANES_INLINE void powers(Lanes a, const Lanes* b, Lanes* to) const {
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) to[i] = operator()(a, b[i]);
+    }
+
+    // In two factors.
+    template <int count>
+    LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
+        LANES_UNROLL
+        for (int i = 0; i < count; ++i) first[i] = all(1.0f);
+        powers<count>(a, b, second);
+    }
+
+    // e^x for |x| <= 87.
     Lanes e_to(Lanes x) const {
         const Lanes rounded = x * LOG2E + ROUND;
         return power(rounded, x * LOG2E - (rounded - ROUND) + x * LOG2E_REST);
-    }
-    template <int few>
-    LANES_INLINE void e_to(const Lanes* x, Lanes* to) const {
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) to[i] = e_to(x[i]);
     }
 };
 #endif
@@ -172,44 +184,35 @@ inline Lanes sigmoid(const Exp2& exp2, Lanes x) {
 }
 
 #if defined(__AVX512DQ__)
-// log(1 + e) = log(1 + r) - log(q), where q = 1 / (1 + i / 15) for the nearest i and r = (1 + e) q - 1.
-class Logarithms {
-    const Lanes round = held(12582912.0f), fifteen = held(15.0f), one = held(1.0f), second = held(-0.5000003f),
-                third = held(0.3335051f), fourth = held(-0.24941322f);
-    Lanes quotients, less_one, logarithms;  // q, q - 1, -log(q)
+// log(1 + i / 16) and 1 / (1 + i / 16) for 0 <= i <= 16.
+struct Logarithms {
+    Lanes logarithms[2], inverses[2];
 
-   public:
     Logarithms() {
-        for (int i = 0; i < W; ++i) {
-            quotients[i] = 1 / (1 + i / 15.0f);
-            less_one[i] = quotients[i] - 1;
-            logarithms[i] = static_cast<float>(-std::log(double{quotients[i]}));
+        for (int i = 0; i < 2 * W; ++i) {
+            logarithms[i / W][i % W] = static_cast<float>(std::log1p(i / 16.0));
+            inverses[i / W][i % W] = static_cast<float>(1 / (1 + i / 16.0));
         }
     }
 
-    // log(1 + e) + more for 0 <= e <= 1.
-    template <int few>
-    LANES_INLINE void log1p(const Lanes* e, const Lanes* more, Lanes* to) const {
-        Lanes index[few], r[few], sum[few];
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) index[i] = e[i] * fifteen + round;
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) r[i] = e[i] * find(quotients, index[i]) + find(less_one, index[i]);
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) sum[i] = find(logarithms, index[i]) + more[i];
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) to[i] = (((fourth * r[i] + third) * r[i] + second) * r[i] + one) * r[i] + sum[i];
+    static Lanes find(const Lanes table[2], Lanes index) {
+        return (Lanes)_mm512_permutex2var_ps((__m512)table[0], (__m512i)index, (__m512)table[1]);
     }
 };
+inline const Logarithms tables;
+
+// log(1 + e) for 0 <= e <= 1: that of the nearest 1 + i / 16, and of the quotient of the two.
+inline Lanes log1p(Lanes e) {
+    constexpr float ROUND_16 = 12582912.0f / 16;
+    const Lanes rounded = e + ROUND_16;
+    const Lanes r = (e - (rounded - ROUND_16)) * tables.find(tables.inverses, rounded);
+    return polynomial(r, -0.250230402f, 0.333495259f, -0.49999994f) * (r * r) + r + tables.find(tables.logarithms, rounded);
+}
 
 // e^-|x|; a NaN becomes 0.
-template <int few>
-LANES_INLINE void exp_minus_size(const Exp2& exp2, const Lanes* x, Lanes* to) {
+inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) {
     constexpr int LEAST_SIZE = 2, NEGATIVE = 3 << 2;
-    LANES_UNROLL
-    for (int i = 0; i < few; ++i)
-        to[i] = (Lanes)_mm512_range_ps((__m512)x[i], (__m512)all(88.03f), LEAST_SIZE | NEGATIVE);
-    exp2.e_to<few>(to, to);
+    return exp2.e_to((Lanes)_mm512_range_ps((__m512)x, (__m512)all(88.03f), LEAST_SIZE | NEGATIVE));
 }
 
 // x, or what is nearest to it in size up to the bound; a NaN becomes the bound.
@@ -218,45 +221,21 @@ inline Lanes within(Lanes bound, Lanes x) {
     return (Lanes)_mm512_range_ps((__m512)x, (__m512)bound, LEAST_SIZE);
 }
 #else
-// log(1 + e) = 2 atanh(e / (2 + e)).
-struct Logarithms {
-    // log(1 + e) + more for 0 <= e <= 1.
-    template <int few>
-    LANES_INLINE void log1p(const Lanes* e, const Lanes* more, Lanes* to) const {
-        LANES_UNROLL
-        for (int i = 0; i < few; ++i) {
-            const Lanes s = e[i] * reciprocal(2.0f + e[i]), q = s * s;
-            const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
-            to[i] = more[i] + 2.0f * s * (p * q + 1.0f);
-        }
-    }
-};
-
-template <int few>
-LANES_INLINE void exp_minus_size(const Exp2& exp2, const Lanes* x, Lanes* to) {
-    LANES_UNROLL
-    for (int i = 0; i < few; ++i) to[i] = exp_negative(exp2, -abs(x[i]));
+// log(1 + e) = 2 atanh(e / (2 + e)) for 0 <= e <= 1.
+inline Lanes log1p(Lanes e) {
+    const Lanes s = e * reciprocal(2.0f + e), q = s * s;
+    const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
+    return 2.0f * s * (p * q + 1.0f);
 }
+
+inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) { return exp_negative(exp2, -abs(x)); }
 
 inline Lanes within(Lanes bound, Lanes x) { return max(-bound, min(bound, x)); }
 #endif
 
-inline const Logarithms logarithms;
-
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
-template <int few>
-LANES_INLINE void softplus(const Logarithms& logarithms, const Lanes* x, const Lanes* exp_minus_size, Lanes* to) {
-    Lanes positive[few];
-    LANES_UNROLL
-    for (int i = 0; i < few; ++i) positive[i] = max(all(0.0f), x[i]);
-    logarithms.log1p<few>(exp_minus_size, positive, to);
-}
-inline Lanes softplus(const Exp2& exp2, Lanes x) {
-    Lanes y;
-    exp_minus_size<1>(exp2, &x, &y);
-    softplus<1>(logarithms, &x, &y, &y);
-    return y;
-}
+inline Lanes softplus(Lanes x, Lanes exp_minus_size) { return max(all(0.0f), x) + log1p(exp_minus_size); }
+inline Lanes softplus(const Exp2& exp2, Lanes x) { return softplus(x, exp_minus_size(exp2, x)); }
 
 // Its derivative, the sigmoid.
 inline Lanes softplus_slope(Lanes x, Lanes exp_minus_size) {
@@ -268,10 +247,9 @@ template <int few>
 LANES_INLINE void gate(const Exp2& exp2, Lanes* y, const Lanes* x) {
     Lanes divisor[few];
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) divisor[i] = -within(all(87.0f), x[i]);
-    exp2.e_to<few>(divisor, divisor);
+    for (int i = 0; i < few; ++i) divisor[i] = 1.0f + exp2.e_to(-within(all(87.0f), x[i]));
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) y[i] *= x[i] * reciprocal(1.0f + divisor[i]);
+    for (int i = 0; i < few; ++i) y[i] *= x[i] * reciprocal(divisor[i]);
 }
 
 // A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.

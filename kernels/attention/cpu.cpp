@@ -153,7 +153,7 @@ class Pass {
         : p(problem), width(p.padded()), padded_keys(Problem::round_up(p.keys, PANEL)), spare(floats(s, PANEL * width)) {}
 
     // e^x for x <= 0, as exact as x is that comes of a score; 0 where it would be less than the least normal float.
-    Lanes exp(Lanes x) const { return exp2.e_to(lanes::max(lanes::all(-88.0f), x)); }
+    Lanes exp(Lanes x) const { return exp2(lanes::max(lanes::all(-88.0f), x), lanes::all(lanes::LOG2E)); }
 
     void pack_panels(float* to, const Heads& from, int64_t row, int64_t head, int64_t first, int64_t count,
                      int64_t padded, float factor) const {

@@ -183,13 +183,14 @@ class Backward {
             if (t % 2 == 0) ahead[state / GROUP % 4 * 2 + t / 2 % 2].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; n += few) {
-                Lanes decay[few];
-                decays<near, few>(power, rate, a + n, decay);
+                Lanes first[few], second[few];
+                decays<near, few>(power, rate, a + n, first, second);
                 LANES_UNROLL
                 for (int i = 0; i < few; ++i) {
-                    h[n + i] = decay[i] * h[n + i] + x * B_t[n + i];
+                    const Lanes decay = first[i] * second[i];
+                    h[n + i] = decay * h[n + i] + x * B_t[n + i];
                     sum += h[n + i] * C_t[n + i];
-                    at.decay[t][n + i] = decay[i];
+                    at.decay[t][n + i] = decay;
                     at.h[t + 1][n + i] = h[n + i];
                 }
             }

@@ -116,11 +116,11 @@ class Forward {
             ahead[t % 4].fetch(t / 4);
             LANES_UNROLL
             for (int n = 0; n < count; n += few) {
-                Lanes decay[few];
-                decays<near, few>(power, dt, a + n, decay);
+                Lanes first[few], second[few];
+                decays<near, few>(power, dt, a + n, first, second);
                 LANES_UNROLL
                 for (int i = 0; i < few; ++i) {
-                    const Lanes new_state = decay[i] * state[n + i] + x * B_t[n + i];
+                    const Lanes new_state = first[i] * (second[i] * state[n + i]) + x * B_t[n + i];
                     sum += new_state * C_t[n + i];
                     state[n + i] = new_state;
                 }

@@ -196,56 +196,41 @@ class Input {
     }
 };
 
-constexpr int FEW = 4;  // vectors side by side
-
-// What the step sizes of a few steps are the softplus of.
-template <int few>
-LANES_INLINE void raw(const Columns& delta, Lanes bias, int t, Lanes* to) {
-    LANES_UNROLL
-    for (int i = 0; i < few; ++i) to[i] = delta[t + i] + bias;
-}
-
 // delta -> the step size d; where asked for, also its derivative by delta. One loop for each function: a processor that
 // looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as d, where delta may lie.
 __attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, const Columns& delta, Lanes bias,
                                                  int steps, Lanes* d, Lanes* spare, Lanes* slope) {
     const lanes::Exp2 power = exp2;
-    const lanes::Logarithms logarithms = lanes::logarithms;
-    if (p.softplus)
-        lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
-            Lanes x[few];
-            raw<few>(delta, bias, t, x);
-            lanes::exp_minus_size<few>(power, x, spare + t);
-        });
+    for (int t = 0; p.softplus && t < steps; ++t) spare[t] = lanes::exp_minus_size(power, delta[t] + bias);
     for (int t = 0; slope && t < steps; ++t)
         slope[t] = p.softplus ? lanes::softplus_slope(delta[t] + bias, spare[t]) : lanes::all(1.0f);
-    lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
-        Lanes x[few];
-        raw<few>(delta, bias, t, x);
-        if (p.softplus) lanes::softplus<few>(logarithms, x, spare + t, d + t);
-        else std::copy_n(x, few(), d + t);
-    });
+    for (int t = 0; p.softplus && t < steps; ++t) d[t] = lanes::softplus(delta[t] + bias, spare[t]);
+    for (int t = 0; !p.softplus && t < steps; ++t) d[t] = delta[t] + bias;
 }
 
 // y times z sigmoid(z).
 __attribute__((noinline)) inline void gate(const lanes::Exp2& exp2, int steps, const Lanes* y, const Columns& z,
                                            const Columns& out) {
+    constexpr int FEW = 4;
     const lanes::Exp2 power = exp2;
-    lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
-        Lanes some[few], gates[few];
-        std::copy_n(y + t, few(), some);
-        z.get<few>(t, gates);
-        lanes::gate<few>(power, some, gates);
-        out.set<few>(t, some);
-    });
+    for (int t = 0; t < steps; t += FEW) {
+        const int count = std::min(FEW, steps - t);
+        Lanes some[FEW]{}, gates[FEW]{};
+        for (int i = 0; i < count; ++i) some[i] = y[t + i], gates[i] = z[t + i];
+        lanes::gate<FEW>(power, some, gates);
+        for (int i = 0; i < count; ++i) out.set(t + i, some[i]);
+    }
 }
 
-// 2^(d rate) for a few states.
+// exp(d A) for a few states, in two factors.
 template <bool near, int few>
-LANES_INLINE void decays(const lanes::Exp2& exp2, Lanes d, const Lanes* rate, Lanes* to) {
-    if (near) return exp2.powers<few>(d, rate, to);
+LANES_INLINE void decays(const lanes::Exp2& exp2, Lanes d, const Lanes* rate, Lanes* first, Lanes* second) {
+    if (near) return exp2.factors<few>(d, rate, first, second);
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) to[i] = lanes::exp2_product(d, rate[i]);
+    for (int i = 0; i < few; ++i) {
+        first[i] = lanes::all(1.0f);
+        second[i] = lanes::exp2_product(d, rate[i]);
+    }
 }
 
 // The largest absolute value in each lane; a NaN counts as larger than all.

@@ -86,8 +86,7 @@ class Ends {
             const int t = reverse ? steps - 1 - i : i;
             const Lanes dt = d[t], in = reverse ? x[t] : dt * x[t];
             for (int n = 0; n < states; ++n) {
-                Lanes decay;
-                decays<near, 1>(power, dt, rate + n, &decay);
+                const Lanes decay = near ? power(dt, rate[n]) : lanes::exp2_product(dt, rate[n]);
                 const Lanes added = in * given[t][n];
                 state[n] = reverse ? decay * (state[n] + added) : decay * state[n] + added;
             }

@@ -5,15 +5,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import tolerance
 import torch
 from torch import Tensor
 
 import kernels
-
-# A decay near 1 is off by up to 1.5e-7, torch's by 0.6e-7: how well the least of states is kept, which is what the
-# largest error comes of, is a matter of luck.
-TIMES = tolerance.TIMES * 3 // 2
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 RESULTS = ("out", "last_state", *(f"gradient of {name}" for name in NAMES))

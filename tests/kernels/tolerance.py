@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 # With shorter vectors than AVX-512's, long sums are of fewer parts each, and round more.
-TIMES = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
+_TIMES = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 
 
-def assert_as_good(name: str, actual: Tensor, plain: Tensor, exact: Tensor, times: int = TIMES) -> None:
-    """At most `times` the error of plain torch in the same dtype, plus 4 (on a GPU 32) eps max|exact|."""
+def assert_as_good(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """At most twice (see _TIMES) the error of plain torch in the same dtype, plus 4 (on a GPU 32) eps max|exact|."""
     assert actual.shape == exact.shape, name
     if exact.numel() == 0:
         return
     # A GPU's own exponential is good to two units in the last place, and its errors, often of one sign, add up in time.
     scale = (32 if actual.is_cuda else 4) * _eps(plain) * float(exact.abs().max())
-    error, allowed = _error(actual, exact), times * _error(plain, exact) + scale
+    error, allowed = _error(actual, exact), _TIMES * _error(plain, exact) + scale
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
-def assert_all_as_good(names: Iterable[str], *results: Iterable[Tensor], times: int = TIMES) -> None:
+def assert_all_as_good(names: Iterable[str], *results: Iterable[Tensor]) -> None:
     """`assert_as_good` for each named triple of (actual, plain, exact)."""
     for name, actual, plain, exact in zip(names, *results, strict=True):
-        assert_as_good(name, actual, plain, exact, times)
+        assert_as_good(name, actual, plain, exact)
 
 
 def _error(actual: Tensor, exact: Tensor) -> float:
