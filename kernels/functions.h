@@ -40,10 +40,19 @@ constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f, LN2 = 0.693147
 constexpr float NEAR = 120.0f;
 
 #if defined(__AVX512F__)
+// In a register: GCC would fetch a constant from memory at each use, and a loop can be held up by what it loads.
+inline Lanes held(float x) {
+    Lanes constant = all(x);
+    asm("" : "+v"(constant));
+    return constant;
+}
+
 // 2^k times a root, of a table in registers, times what is left, by a cubic. Multiplications are what holds a loop up;
 // additions, of integers too, are as good as free, as AMD's processors have units of their own for them.
 class Exp2 {
     static constexpr float ROUND_16 = 12582912.0f / 16, ROUND_32 = 12582912.0f / 32;
+    const Lanes log2e = held(LOG2E), ln2 = held(LN2), half = held(0.5f), almost_1 = held(1.00001466f),
+                round_times_16 = held(ROUND_32 + 4);  // makes up for the 16 by which the roots are divided
     Words sixteenths, halves[2];  // bits of 2^(i / 16), less i << 19; of 2^(i / 32) / 16, less i << 18
 
     template <int steps>
@@ -77,7 +86,7 @@ class Exp2 {
     Exp2() {
         for (int i = 0; i < W; ++i) {
             sixteenths[i] = entry<16>(i, 1.0f);
-            for (int half = 0; half < 2; ++half) halves[half][i] = entry<32>(half * W + i, 1.0f / 16);
+            for (int k = 0; k < 2; ++k) halves[k][i] = entry<32>(k * W + i, 1.0f / 16);
         }
     }
 
@@ -116,10 +125,24 @@ class Exp2 {
 
     // e^x for |x| <= 87; where denormals are 0, that too below. Exactly 0 at -88.03, which is rounded to 2^-127. The
     // parabola is off by 5e-8, which is less than rounding adds, and ln 2 as a float by 2e-9: at |x| = 20 by 6e-8 in all.
+    template <int few>
+    LANES_INLINE void e_to(const Lanes* x, Lanes* to) const {
+        Lanes rounded[few], r[few], parabola[few];
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) rounded[i] = x[i] * log2e + round_times_16;
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) r[i] = x[i] - (rounded[i] - round_times_16) * ln2;
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) parabola[i] = (half * r[i] + almost_1) * r[i];
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) {
+            const Lanes power = root(rounded[i]);
+            to[i] = parabola[i] * power + power;
+        }
+    }
     Lanes e_to(Lanes x) const {
-        constexpr float ROUND_16TH = ROUND_32 + 4;  // as the table is of sixteenths
-        const Lanes rounded = x * LOG2E + ROUND_16TH, r = x - (rounded - ROUND_16TH) * LN2, power = root(rounded);
-        return (0.5f * r + 1.00001466f) * r * power + power;
+        e_to<1>(&x, &x);
+        return x;
     }
 };
 #else
@@ -155,6 +178,11 @@ class Exp2 {
         const Lanes rounded = x * LOG2E + ROUND;
         return power(rounded, x * LOG2E - (rounded - ROUND) + x * LOG2E_REST);
     }
+    template <int few>
+    LANES_INLINE void e_to(const Lanes* x, Lanes* to) const {
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) to[i] = e_to(x[i]);
+    }
 };
 #endif
 
@@ -184,10 +212,17 @@ inline Lanes sigmoid(const Exp2& exp2, Lanes x) {
 }
 
 #if defined(__AVX512DQ__)
-// log(1 + i / 16) and 1 / (1 + i / 16) for 0 <= i <= 16.
-struct Logarithms {
-    Lanes logarithms[2], inverses[2];
+// log(1 + e) for 0 <= e <= 1: that of the nearest 1 + i / 16, and of the quotient of the two.
+class Logarithms {
+    const Lanes round_16 = held(12582912.0f / 16), fourth = held(-0.250230402f), third = held(0.333495259f),
+                second = held(-0.49999994f);
+    Lanes logarithms[2], inverses[2];  // log(1 + i / 16) and 1 / (1 + i / 16) for 0 <= i <= 16
 
+    static LANES_INLINE Lanes find(const Lanes table[2], Lanes index) {
+        return (Lanes)_mm512_permutex2var_ps((__m512)table[0], (__m512i)index, (__m512)table[1]);
+    }
+
+   public:
     Logarithms() {
         for (int i = 0; i < 2 * W; ++i) {
             logarithms[i / W][i % W] = static_cast<float>(std::log1p(i / 16.0));
@@ -195,24 +230,30 @@ struct Logarithms {
         }
     }
 
-    static Lanes find(const Lanes table[2], Lanes index) {
-        return (Lanes)_mm512_permutex2var_ps((__m512)table[0], (__m512i)index, (__m512)table[1]);
+    // log(1 + e) + more
+    template <int few>
+    LANES_INLINE void log1p(const Lanes* e, const Lanes* more, Lanes* to) const {
+        Lanes rounded[few], r[few], rest[few];
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) rounded[i] = e[i] + round_16;
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) r[i] = (e[i] - (rounded[i] - round_16)) * find(inverses, rounded[i]);
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) rest[i] = (fourth * r[i] + third) * r[i] + second;
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) to[i] = more[i] + (rest[i] * (r[i] * r[i]) + r[i] + find(logarithms, rounded[i]));
     }
 };
-inline const Logarithms tables;
-
-// log(1 + e) for 0 <= e <= 1: that of the nearest 1 + i / 16, and of the quotient of the two.
-inline Lanes log1p(Lanes e) {
-    constexpr float ROUND_16 = 12582912.0f / 16;
-    const Lanes rounded = e + ROUND_16;
-    const Lanes r = (e - (rounded - ROUND_16)) * tables.find(tables.inverses, rounded);
-    return polynomial(r, -0.250230402f, 0.333495259f, -0.49999994f) * (r * r) + r + tables.find(tables.logarithms, rounded);
-}
 
 // e^-|x|; a NaN becomes 0.
-inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) {
+template <int few>
+LANES_INLINE void exp_minus_size(const Exp2& exp2, const Lanes* x, Lanes* to) {
     constexpr int LEAST_SIZE = 2, NEGATIVE = 3 << 2;
-    return exp2.e_to((Lanes)_mm512_range_ps((__m512)x, (__m512)all(88.03f), LEAST_SIZE | NEGATIVE));
+    Lanes negative[few];
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i)
+        negative[i] = (Lanes)_mm512_range_ps((__m512)x[i], (__m512)all(88.03f), LEAST_SIZE | NEGATIVE);
+    exp2.e_to<few>(negative, to);
 }
 
 // x, or what is nearest to it in size up to the bound; a NaN becomes the bound.
@@ -222,34 +263,59 @@ inline Lanes within(Lanes bound, Lanes x) {
 }
 #else
 // log(1 + e) = 2 atanh(e / (2 + e)) for 0 <= e <= 1.
-inline Lanes log1p(Lanes e) {
-    const Lanes s = e * reciprocal(2.0f + e), q = s * s;
-    const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
-    return 2.0f * s * (p * q + 1.0f);
-}
+struct Logarithms {
+    // log(1 + e) + more
+    template <int few>
+    LANES_INLINE void log1p(const Lanes* e, const Lanes* more, Lanes* to) const {
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) {
+            const Lanes s = e[i] * reciprocal(2.0f + e[i]), q = s * s;
+            const Lanes p = (0.140873286f * q + 0.139807094f) * (q * q) + (0.200124269f * q + 0.33333158f);
+            to[i] = more[i] + 2.0f * s * (p * q + 1.0f);
+        }
+    }
+};
 
-inline Lanes exp_minus_size(const Exp2& exp2, Lanes x) { return exp_negative(exp2, -abs(x)); }
+template <int few>
+LANES_INLINE void exp_minus_size(const Exp2& exp2, const Lanes* x, Lanes* to) {
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i) to[i] = exp_negative(exp2, -abs(x[i]));
+}
 
 inline Lanes within(Lanes bound, Lanes x) { return max(-bound, min(bound, x)); }
 #endif
 
+inline const Logarithms logarithms;
+
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no cancellation anywhere.
-inline Lanes softplus(Lanes x, Lanes exp_minus_size) { return max(all(0.0f), x) + log1p(exp_minus_size); }
-inline Lanes softplus(const Exp2& exp2, Lanes x) { return softplus(x, exp_minus_size(exp2, x)); }
+template <int few>
+LANES_INLINE void softplus(const Logarithms& logarithms, const Lanes* x, const Lanes* exp_minus_size, Lanes* to) {
+    Lanes positive[few];
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i) positive[i] = max(all(0.0f), x[i]);
+    logarithms.log1p<few>(exp_minus_size, positive, to);
+}
+inline Lanes softplus(const Exp2& exp2, Lanes x) {
+    Lanes e, y;
+    exp_minus_size<1>(exp2, &x, &e);
+    softplus<1>(logarithms, &x, &e, &y);
+    return y;
+}
 
 // Its derivative, the sigmoid.
 inline Lanes softplus_slope(Lanes x, Lanes exp_minus_size) {
     return (x < 0.0f ? exp_minus_size : all(1.0f)) * reciprocal(1.0f + exp_minus_size);
 }
 
-// y times x sigmoid(x), for a few side by side.
+// y times x sigmoid(x), for a few side by side. A true division, which a unit of its own does while others have more to do.
 template <int few>
 LANES_INLINE void gate(const Exp2& exp2, Lanes* y, const Lanes* x) {
-    Lanes divisor[few];
+    Lanes e[few];
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) divisor[i] = 1.0f + exp2.e_to(-within(all(87.0f), x[i]));
+    for (int i = 0; i < few; ++i) e[i] = -within(all(87.0f), x[i]);
+    exp2.e_to<few>(e, e);
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) y[i] *= x[i] * reciprocal(divisor[i]);
+    for (int i = 0; i < few; ++i) y[i] = y[i] * x[i] / (1.0f + e[i]);
 }
 
 // A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__SSE__)
 #include <immintrin.h>
@@ -206,6 +207,14 @@ __attribute__((noinline)) inline Lanes sum_each(const Lanes rows[W]) {
     LANES_UNROLL
     for (int i = 0; i < W / QUAD; ++i) quads[i] = halve_twice(rows + i * QUAD);
     return sum_quads(quads);
+}
+
+// Calls work(i, n) for every n vectors from the i-th of `count` on, where n, known to the compiler, is few, in the end 1.
+template <int few, class Work>
+LANES_INLINE void side_by_side(int count, const Work& work) {
+    int i = 0;
+    for (; i + few <= count; i += few) work(i, std::integral_constant<int, few>{});
+    for (; i < count; ++i) work(i, std::integral_constant<int, 1>{});
 }
 
 // Within its scope, numbers too small for a normal float are 0: a decayed state would otherwise run at a tenth of the

@@ -245,6 +245,18 @@ class Columns {
 
     LANES_INLINE Lanes operator[](int64_t t) const { return lanes::load(data + t * stride); }
     LANES_INLINE void set(int64_t t, Lanes value) const { lanes::store(data + t * stride, value); }
+
+    // A few of them, from step t on.
+    template <int few>
+    LANES_INLINE void get(int64_t t, Lanes* to) const {
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) to[i] = operator[](t + i);
+    }
+    template <int few>
+    LANES_INLINE void set(int64_t t, const Lanes* values) const {
+        LANES_UNROLL
+        for (int i = 0; i < few; ++i) set(t + i, values[i]);
+    }
 };
 
 }  // namespace tiles

@@ -79,7 +79,7 @@ class Backward {
         tiles::load(at.u, p.u, window);
         if (p.z) open_gate(window);
         else tiles::load_or_zero(at.g, p.dout, window);
-        step_sizes(p, exp2, Columns::read(p.delta, window, at.d), bias, steps, at.d, at.y, at.slope);
+        const Lanes most = step_sizes(p, exp2, Columns::read(p.delta, window, at.d), bias, steps, at.d, at.y, at.slope);
         if (first > 0) tiles::load(before, p.kept, part.kept(p, window));
         else tiles::load_or_zero(before, p.initial, part.window(block, 0, states));
         const auto next = part.next(block, first, first - WINDOW, WINDOW);
@@ -87,7 +87,7 @@ class Backward {
                                       {p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},
                                       {p.du, next}, {p.ddelta, next}, {p.dz, next},   {p.kept, part.kept(p, next)}};
         for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
-        const bool near = all_near(at.by_x, steps, A + block * states, states);
+        const bool near = all_near(most * lanes::LOG2E, A + block * states, states);
         for (Lanes* array : {at.u, at.d, at.g}) std::fill(array + steps, array + filled, Lanes{});  // no-op steps
         for (int t = 0; t < filled; ++t) {
             at.y[t] = skip * at.u[t];

@@ -49,10 +49,10 @@ class Forward {
         tiles::load_or_zero(&bias, p.bias, channels);
         tiles::load_or_zero(&skip, p.D, channels);
         tiles::load(y, p.u, window);
-        step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
+        const Lanes most = step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
         const auto next = part.next(block, first, first + STRETCH, STRETCH);
         const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
-        const bool near = all_near(d, steps, rate + block * states, states);
+        const bool near = all_near(most, rate + block * states, states);
         const int stride = p.kept ? WINDOW : STRETCH;
         for (int from = 0; from < steps; from += stride) {
             const int to = std::min(from + stride, steps);

@@ -196,30 +196,69 @@ class Input {
     }
 };
 
-// delta -> the step size d; where asked for, also its derivative by delta. One loop for each function: a processor that
-// looks a few numbers ahead is held up by a long chain of operations. `spare` is as long as d, where delta may lie.
-__attribute__((noinline)) inline void step_sizes(const Problem& p, const lanes::Exp2& exp2, const Columns& delta, Lanes bias,
-                                                 int steps, Lanes* d, Lanes* spare, Lanes* slope) {
+constexpr int FEW = 4;  // vectors side by side
+
+// What the step sizes of a few steps are the softplus of.
+template <int few>
+LANES_INLINE void raw(const Columns& delta, Lanes bias, int t, Lanes* to) {
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i) to[i] = delta[t + i] + bias;
+}
+
+// The larger in size in each lane; a NaN counts as larger than all.
+LANES_INLINE Lanes larger(Lanes most, Lanes x) {
+    const lanes::Words bits = (lanes::Words)lanes::abs(x), others = (lanes::Words)most;
+    return (Lanes)(others > bits ? others : bits);
+}
+
+template <int few>
+LANES_INLINE void keep(const Lanes* values, Lanes* to, Lanes& most) {
+    LANES_UNROLL
+    for (int i = 0; i < few; ++i) most = larger(most, to[i] = values[i]);
+}
+
+// delta -> the step size d; where asked for, also its derivative by delta. Returns the largest in each lane. One loop for
+// each function: a processor that looks a few numbers ahead is held up by a long chain of operations. `spare` is as long
+// as d, where delta may lie.
+__attribute__((noinline)) inline Lanes step_sizes(const Problem& p, const lanes::Exp2& exp2, const Columns& delta, Lanes bias,
+                                                  int steps, Lanes* d, Lanes* spare, Lanes* slope) {
     const lanes::Exp2 power = exp2;
-    for (int t = 0; p.softplus && t < steps; ++t) spare[t] = lanes::exp_minus_size(power, delta[t] + bias);
+    const lanes::Logarithms logarithms = lanes::logarithms;
+    Lanes most{};
+    if (p.softplus)
+        lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
+            Lanes x[few];
+            raw<few>(delta, bias, t, x);
+            lanes::exp_minus_size<few>(power, x, spare + t);
+        });
     for (int t = 0; slope && t < steps; ++t)
         slope[t] = p.softplus ? lanes::softplus_slope(delta[t] + bias, spare[t]) : lanes::all(1.0f);
-    for (int t = 0; p.softplus && t < steps; ++t) d[t] = lanes::softplus(delta[t] + bias, spare[t]);
-    for (int t = 0; !p.softplus && t < steps; ++t) d[t] = delta[t] + bias;
+    if (p.softplus)
+        lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
+            Lanes x[few];
+            raw<few>(delta, bias, t, x);
+            lanes::softplus<few>(logarithms, x, spare + t, x);
+            keep<few>(x, d + t, most);
+        });
+    else
+        for (int t = 0; t < steps; ++t) {
+            const Lanes x = delta[t] + bias;
+            keep<1>(&x, d + t, most);
+        }
+    return most;
 }
 
 // y times z sigmoid(z).
 __attribute__((noinline)) inline void gate(const lanes::Exp2& exp2, int steps, const Lanes* y, const Columns& z,
                                            const Columns& out) {
-    constexpr int FEW = 4;
     const lanes::Exp2 power = exp2;
-    for (int t = 0; t < steps; t += FEW) {
-        const int count = std::min(FEW, steps - t);
-        Lanes some[FEW]{}, gates[FEW]{};
-        for (int i = 0; i < count; ++i) some[i] = y[t + i], gates[i] = z[t + i];
-        lanes::gate<FEW>(power, some, gates);
-        for (int i = 0; i < count; ++i) out.set(t + i, some[i]);
-    }
+    lanes::side_by_side<FEW>(steps, [&](int t, auto few) __attribute__((always_inline)) {
+        Lanes some[few], gates[few];
+        std::copy_n(y + t, few(), some);
+        z.get<few>(t, gates);
+        lanes::gate<few>(power, some, gates);
+        out.set<few>(t, some);
+    });
 }
 
 // exp(d A) for a few states, in two factors.
@@ -233,19 +272,9 @@ LANES_INLINE void decays(const lanes::Exp2& exp2, Lanes d, const Lanes* rate, La
     }
 }
 
-// The largest absolute value in each lane; a NaN counts as larger than all.
-inline Lanes largest(const Lanes* values, int count) {
-    lanes::Words most{};
-    for (int i = 0; i < count; ++i) {
-        const lanes::Words bits = (lanes::Words)lanes::abs(values[i]);
-        most = most > bits ? most : bits;
-    }
-    return (Lanes)most;
-}
-
-// Whether every product of a step size and a rate is within what Exp2 can do.
-inline bool all_near(const Lanes* d, int steps, const Lanes* rate, int states) {
-    const lanes::Words near = largest(d, steps) * largest(rate, states) <= lanes::NEAR;
+// Whether every product of a step size, of which these are the largest, and a rate is within what Exp2 can do.
+inline bool all_near(Lanes largest_d, const Lanes* rate, int states) {
+    const lanes::Words near = largest_d * std::accumulate(rate, rate + states, Lanes{}, larger) <= lanes::NEAR;
     int32_t all = -1;
     for (int i = 0; i < W; ++i) all &= near[i];
     return all != 0;

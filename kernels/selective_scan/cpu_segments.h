@@ -69,11 +69,11 @@ class Ends {
         tiles::load_or_zero(&bias, p.bias, part.window(block, 0, 1));
         tiles::load_or_zero(x, reverse ? p.dout : p.u, window);
         if (reverse && p.z) gate(exp2, steps, x, Columns::read(p.z, window, d), Columns::of(x));
-        step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
+        const Lanes most = step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
         for (int t = 0; t < steps; ++t) elapsed[0] += d[t];
         elapsed.fold(block);
         load_rates(p, part, block, rate);
-        if (all_near(d, steps, rate, states)) run_steps<true>(block, steps);
+        if (all_near(most, rate, states)) run_steps<true>(block, steps);
         else run_steps<false>(block, steps);
     }
 
