@@ -315,7 +315,7 @@ LANES_INLINE void gate(const Exp2& exp2, Lanes* y, const Lanes* x) {
     for (int i = 0; i < few; ++i) e[i] = -within(all(87.0f), x[i]);
     exp2.e_to<few>(e, e);
     LANES_UNROLL
-    for (int i = 0; i < few; ++i) y[i] = y[i] * x[i] / (1.0f + e[i]);
+    for (int i = 0; i < few; ++i) y[i] *= x[i] / (1.0f + e[i]);
 }
 
 // A quotient of polynomials, odd by even, up to where tanh rounds to 1; the last line makes up for the guess.

@@ -211,8 +211,9 @@ LANES_INLINE Lanes larger(Lanes most, Lanes x) {
     return (Lanes)(others > bits ? others : bits);
 }
 
+// Stores a few, each of which may be the largest.
 template <int few>
-LANES_INLINE void keep(const Lanes* values, Lanes* to, Lanes& most) {
+LANES_INLINE void put(const Lanes* values, Lanes* to, Lanes& most) {
     LANES_UNROLL
     for (int i = 0; i < few; ++i) most = larger(most, to[i] = values[i]);
 }
@@ -238,12 +239,12 @@ __attribute__((noinline)) inline Lanes step_sizes(const Problem& p, const lanes:
             Lanes x[few];
             raw<few>(delta, bias, t, x);
             lanes::softplus<few>(logarithms, x, spare + t, x);
-            keep<few>(x, d + t, most);
+            put<few>(x, d + t, most);
         });
     else
         for (int t = 0; t < steps; ++t) {
             const Lanes x = delta[t] + bias;
-            keep<1>(&x, d + t, most);
+            put<1>(&x, d + t, most);
         }
     return most;
 }

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from scans import NAMES, RESULTS, Case, as_float32, results, scan, truth
-from tolerance import assert_all_as_good, nan_in_fresh_memory
+from tolerance import assert_all_as_good, assert_as_good, nan_in_fresh_memory
 
 import kernels
 
@@ -119,6 +119,17 @@ def test_extreme_step_sizes(backend: str) -> None:
     exact = results({name: tensor.double() for name, tensor in tensors.items()}, "reference")
     assert all(tensor.isfinite().all() for tensor in actual)
     assert_all_as_good(RESULTS, actual, plain, exact)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_a_gate_nearly_closed_on_what_is_nearly_too_large(channel_last: bool, backend: str) -> None:
+    tensors = as_float32(Case(17, channels=16, groups_B=1, groups_C=1, channel_last=channel_last))
+    tensors["D"].fill_(1e37)
+    tensors["z"].sub_(80)
+    plain, exact = (scan(given, "reference")[0] for given in (tensors, {k: v.double() for k, v in tensors.items()}))
+    assert_as_good("out", scan(tensors, backend)[0], plain, exact)
+    assert exact.abs().max() > 1
 
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
