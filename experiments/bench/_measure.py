@@ -105,8 +105,9 @@ def run(case: Case, device: torch.device, told: Callable[[str], None]) -> dict[s
                 raise
             failed[name] = " ".join(str(error).split())[:120]
             del works[name]
-    contestants = works | {f"ceiling {name}": work for name, (work, _) in limits.items()}
     told(f"{case.name}: {', '.join(works)}")
+    next_to_ours = {f"ceiling {name}": work for name, (work, _) in limits.items()}
+    contestants = {"ours": case.ours} | next_to_ours | works
     times = _take_turns(contestants, device)
     return _record(case, times, {name: amount for name, (_, amount) in limits.items()}, memory, failed)
 
@@ -162,9 +163,10 @@ def _record(
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in times.items()}
-    rates = {name: amount / medians[f"ceiling {name}"] for name, amount in amounts.items()}
-    floors = {name: case.floor[name] / rate for name, rate in rates.items()}
-    floor = (sum if case.together else max)(floors.values()) if floors else None
+    whole = sum if case.together else max
+    floors = _floors(case, medians, amounts)
+    turns = (dict(zip(times, turn, strict=True)) for turn in zip(*times.values(), strict=True))
+    at_least = [whole(_floors(case, turn, amounts).values()) for turn in turns] if floors else []
     peers = {
         name: {
             "seconds": medians[name],
@@ -180,12 +182,17 @@ def _record(
         "ns_per_element": medians["ours"] / case.elements * 1e9 if case.elements else None,
         "repeats": len(times["ours"]),
         "peak_bytes": memory["ours"],
-        "floor_seconds": floor,
+        "floor_seconds": whole(floors.values()) if floors else None,
         "floors": floors,
-        "share_of_ceiling": None if floor is None else floor / medians["ours"],
-        "ceilings": rates,
+        "share_of_ceiling": _ratio(at_least, times["ours"]) if floors else None,
+        "ceilings": {name: amount / medians[f"ceiling {name}"] for name, amount in amounts.items()},
         "peers": peers | {name: {"missing": reason} for name, reason in failed.items()},
     }
+
+
+def _floors(case: Case, seconds: Mapping[str, float], amounts: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each ceiling allows the case, if what shows the ceiling took so many."""
+    return {name: case.floor[name] / amount * seconds[f"ceiling {name}"] for name, amount in amounts.items()}
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:

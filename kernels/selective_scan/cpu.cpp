@@ -11,10 +11,13 @@ using operators::Optional;
 using operators::Tensor;
 using operators::view;
 
+constexpr int ENOUGH = 8;  // parts
+
+// Cut in so many for each thread, as a thread that is held up shall leave some to the others.
 struct ForwardPass {
     template <bool per_lane>
     static void run(const Problem& p) {
-        const Cut cut(p);
+        const Cut cut(p, ENOUGH * p.threads);
         Scratch memory;
         const Boundaries starts(p, cut, memory);
         find_boundaries<per_lane, false>(p, cut, p.initial, starts);
@@ -24,10 +27,12 @@ struct ForwardPass {
     }
 };
 
+// The number of parts, each of which has a room, is a matter of the shapes alone: it decides in which order the gradients
+// of B and C are added up.
 struct BackwardPass {
     template <bool per_lane>
     static void run(const Problem& p) {
-        const Cut cut(p);
+        const Cut cut(p, ENOUGH);
         Scratch memory;
         const Boundaries starts(p, cut, memory);
         const Rooms rooms(p, cut, memory);

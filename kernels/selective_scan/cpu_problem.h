@@ -57,16 +57,16 @@ struct Problem {
     TypedView dD, dz, dbias, dinitial;
 };
 
-// How the work is cut. A part's channels are of one group of B and one of C. Their number is a matter of the shapes
-// alone: it decides in which order the gradients of B and C are added up.
+// How the work is cut. A part's channels are of one group of B and one of C.
 struct Cut {
     int64_t groups, per_part, parts, tasks, windows, segments;  // parts of a group; parts in all; windows of a segment
 
-    explicit Cut(const Problem& p)
+    // enough: parts to be made, where there are channels for them. Large parts read B and C less often.
+    Cut(const Problem& p, int64_t enough)
         : groups(std::lcm(std::max<int64_t>(1, p.groups_B), std::max<int64_t>(1, p.groups_C))), per_part(128) {
-        constexpr int ENOUGH = 8, LEAST_WINDOWS = 4, WORTH_IT = 3;  // a scan in segments takes almost twice the work
+        constexpr int LEAST_WINDOWS = 4, WORTH_IT = 3;  // a scan in segments takes almost twice the work
         const int64_t per_group = p.channels / groups, all_windows = (p.length + WINDOW - 1) / WINDOW;
-        while (per_part > 16 && p.rows * groups * ((per_group + per_part - 1) / per_part) < ENOUGH) per_part /= 2;
+        while (per_part > 16 && p.rows * groups * ((per_group + per_part - 1) / per_part) < enough) per_part /= 2;
         per_part = std::min(per_part, per_group);
         parts = (per_group + per_part - 1) / per_part;
         tasks = p.rows * groups * parts;

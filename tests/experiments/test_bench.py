@@ -58,6 +58,14 @@ def test_the_floor_is_the_largest_or_the_sum(together: bool) -> None:
     assert all(rate > 1e6 for rate in record["ceilings"].values())
 
 
+def test_the_share_is_that_of_a_turn() -> None:
+    """The machine is slow at times: only what was timed in one turn is compared."""
+    times = {"ours": [2.0, 4.0, 6.0], "ceiling exp": [1.0, 3.0, 3.6]}
+    record = _measure._record(Case("drift", lambda: None, {"exp": 10.0}), times, {"exp": 10.0}, {"ours": None}, {})
+    assert record["floor_seconds"] == pytest.approx(3.0)
+    assert record["share_of_ceiling"] == pytest.approx(0.6)
+
+
 def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("experiments.bench.causal_conv1d")
     monkeypatch.setattr(module, "cases", lambda device: iter([Case("tiny", lambda: None, {"copy": 1.0})]))
