@@ -154,27 +154,32 @@ inline void load(Lanes* tile, const TypedView& view, const Window& w) {
 // Asks for a window before its time, in turns of a few neighbouring lines, so that it comes from memory while others are
 // computed: all at once would fill the processor's queue.
 class Ahead {
+    static constexpr int ROWS = W, FEW = 4, LINE = 64;
     const char* from;
-    int64_t turn, line;  // bytes from turn to turn, from line to line
-    int lines;           // of a turn
+    int64_t row, line;     // bytes from row to row, from line to line
+    int lines, turns = 1;  // of a row
 
    public:
-    static constexpr int TURNS = W;
-
     template <class AnyView = TypedView>
-    LANES_INLINE Ahead(const AnyView& view, const Window& w) : from(nullptr), turn(0), line(0), lines(0) {
-        constexpr int LINE = 64;
+    LANES_INLINE Ahead(const AnyView& view, const Window& w) : from(nullptr), row(0), line(0), lines(0) {
         if (!view || w.steps <= 0) return;
         const int size = view.size();
         from = static_cast<const char*>(static_cast<const void*>(view.data)) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
-        if (view.step == 1) turn = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
-        else if (view.channel == 1) line = size * view.step, lines = (w.steps + TURNS - 1) / TURNS, turn = lines * line;
+        if (view.step == 1) row = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
+        else if (view.channel == 1) line = size * view.step, lines = (w.steps + ROWS - 1) / ROWS, row = lines * line;
         if (view.step == 1) find_pages(w.width);
+        turns = std::max(1, (lines + FEW - 1) / FEW);
     }
 
+    int turns_of_all() const { return lines > 0 ? ROWS * turns : 0; }
+
     // Always inlined: GCC takes calls of a function that only fetches ahead for calls without effect, and drops them.
-    LANES_INLINE void fetch(int i) const {
-        for (int k = 0; i < TURNS && k < lines; ++k) __builtin_prefetch(from + i * turn + k * line, 0, 2);
+    // What lies behind a row's end is wanted soon as well, and harmless where nothing lies.
+    LANES_INLINE void fetch(int turn) const {
+        if (turn >= turns_of_all()) return;
+        const char* first = from + turn / turns * row + turn % turns * FEW * line;
+        LANES_UNROLL
+        for (int k = 0; k < FEW; ++k) __builtin_prefetch(first + k * line, 0, 2);
     }
 
    private:
@@ -182,9 +187,8 @@ class Ahead {
     // turn would wait for each.
     LANES_INLINE void find_pages(int rows) const {
         for (int i = 0; i < rows; ++i) {
-            const char* row = from + i * turn;
-            __builtin_prefetch(row, 0, 2);
-            __builtin_prefetch(row + lines * line - 1, 0, 2);
+            __builtin_prefetch(from + i * row, 0, 2);
+            __builtin_prefetch(from + i * row + lines * line - 1, 0, 2);
         }
     }
 };

@@ -68,7 +68,7 @@ class Forward {
         if (step > 0) tiles::store(h + block * states, p.kept, part.kept(p, part.window(block, step, WINDOW)));
         if (step + WINDOW >= p.length) return;
         const tiles::Ahead next(p.kept, part.kept(p, part.window(block, step + WINDOW, WINDOW)));
-        for (int i = 0; i < tiles::Ahead::TURNS; ++i) next.fetch(i);
+        for (int i = 0; i < next.turns_of_all(); ++i) next.fetch(i);
     }
 
     // out from y.
