@@ -154,7 +154,7 @@ inline void load(Lanes* tile, const TypedView& view, const Window& w) {
 // Asks for a window before its time, in turns of a few neighbouring lines, so that it comes from memory while others are
 // computed: all at once would fill the processor's queue.
 class Ahead {
-    static constexpr int ROWS = W, FEW = 4, LINE = 64;
+    static constexpr int FEW = 4, LINE = 64;
     const char* from;
     int64_t row, line;     // bytes from row to row, from line to line
     int lines, turns = 1;  // of a row
@@ -166,12 +166,12 @@ class Ahead {
         const int size = view.size();
         from = static_cast<const char*>(static_cast<const void*>(view.data)) + size * (w.row * view.row + w.channel * view.channel + w.step * view.step);
         if (view.step == 1) row = size * view.channel, line = LINE, lines = (size * w.steps + LINE - 1) / LINE;
-        else if (view.channel == 1) line = size * view.step, lines = (w.steps + ROWS - 1) / ROWS, row = lines * line;
+        else if (view.channel == 1) line = size * view.step, lines = (w.steps + W - 1) / W, row = lines * line;
         if (view.step == 1) find_pages(w.width);
         turns = std::max(1, (lines + FEW - 1) / FEW);
     }
 
-    int turns_of_all() const { return lines > 0 ? ROWS * turns : 0; }
+    int turns_of_all() const { return lines > 0 ? W * turns : 0; }
 
     // Always inlined: GCC takes calls of a function that only fetches ahead for calls without effect, and drops them.
     // What lies behind a row's end is wanted soon as well, and harmless where nothing lies.
