@@ -34,6 +34,21 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, Lanes v) { std::memcpy(to, &v, sizeof v); }
 
+// A float that is written past the caches, which need not fetch what is there before, nor lose what else they hold. Only
+// where W of them are a line of memory, and by whole lines; a thread that has written some ends with `finish_streams`.
+struct Streamed {
+    float number;
+};
+#if defined(__AVX512F__)
+constexpr bool STREAMS = true;
+inline void store(Streamed* to, Lanes v) { _mm512_stream_ps(&to->number, (__m512)v); }
+inline void finish_streams() { _mm_sfence(); }
+#else
+constexpr bool STREAMS = false;
+inline void store(Streamed* to, Lanes v) { store(&to->number, v); }
+inline void finish_streams() {}
+#endif
+
 // Floats of 16 bits, as they lie in memory; they are converted when loaded and stored, to the nearest (of two equally
 // near ones the even), and integer operations do it, so that denormals are right where they are flushed to 0.
 struct BFloat16 {

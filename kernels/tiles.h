@@ -75,6 +75,12 @@ int in_rows(const Window& w, const TypedView& view, const Others&... others) {
     return alike ? std::min({in_rows<TypedView>(w, view), in_rows<TypedView>(w, others)...}) : 0;
 }
 
+// Whether W steps of a row, from the window's begin on, are a line of memory each, which can be streamed.
+inline bool in_lines(const Window& w, const TypedView& view) {
+    const auto begin = reinterpret_cast<uintptr_t>(view.of<float>().at(w.row, w.channel, w.step));
+    return lanes::STREAMS && view.type == TypedView::FLOAT && begin % sizeof(Lanes) == 0 && view.channel % W == 0;
+}
+
 // Of a square, the rows QUAD channels apart: W steps each.
 template <class Element>
 LANES_INLINE void load_rows(Lanes rows[BLOCKS], const ViewOf<Element>& view, const Window& w, int channel, int step) {

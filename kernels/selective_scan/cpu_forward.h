@@ -5,14 +5,15 @@
 
 namespace scan {
 
-constexpr int STRETCH = 4 * WINDOW;  // steps to read at a time
+constexpr int STRETCH = 4 * WINDOW;   // steps to read at a time
+constexpr int64_t LARGE = 4ll << 20;  // bytes of out of which a cache would keep little until they are read
 
 template <bool per_lane>
 class Forward {
     const Problem& p;
     const Part part;
     const int states, most;
-    const bool starts_apart;
+    const bool starts_apart, large;
     const Boundaries& starts;
     Lanes *rate, *h;       // [block][state]: A log2(e), the state
     Lanes *y, *d, *spare;  // [step]; y takes the place of u, and z that of d: the nearest cache is small
@@ -22,8 +23,8 @@ class Forward {
    public:
     Forward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
         : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p, STRETCH)),
-          starts_apart(cut.segments > 1), starts(boundaries), rate(s.take(cut.most_blocks() * states)),
-          h(s.take(cut.most_blocks() * states)), y(s.take(most)), d(s.take(most)), spare(s.take(most)),
+          starts_apart(cut.segments > 1), large(p.rows * p.channels * p.length * p.out.size() >= LARGE),
+          starts(boundaries), rate(s.take(cut.most_blocks() * states)), h(s.take(cut.most_blocks() * states)), y(s.take(most)), d(s.take(most)), spare(s.take(most)),
           B(p, cut, p.B, p.groups_B, part, most, s), C(p, cut, p.C, p.groups_C, part, most, s) {}
 
     void run() {
@@ -40,9 +41,13 @@ class Forward {
         }
         for (int block = 0; part.end == p.length && block < part.blocks(); ++block)
             tiles::store(h + block * states, p.last, part.window(block, 0, states));
+        lanes::finish_streams();
     }
 
    private:
+    // Whether out is written past the caches.
+    bool streams(const tiles::Window& w) const { return large && p.z && tiles::in_lines(w, p.out); }
+
     void read_stretch(int block, int64_t first, int steps) {
         const auto window = part.window(block, first, steps), channels = part.window(block, 0, 1);
         Lanes bias, skip;
@@ -51,7 +56,8 @@ class Forward {
         tiles::load(y, p.u, window);
         const Lanes most = step_sizes(p, exp2, Columns::read(p.delta, window, d), bias, steps, d, spare, nullptr);
         const auto next = part.next(block, first, first + STRETCH, STRETCH);
-        const tiles::Ahead ahead[] = {{p.u, next}, {p.delta, next}, {p.z, next}, {p.out, next}};
+        const tiles::Ahead ahead[] = {
+            {p.u, next}, {p.delta, next}, {p.z, next}, {streams(next) ? TypedView{} : p.out, next}};
         const bool near = all_near(most, rate + block * states, states);
         const int stride = p.kept ? WINDOW : STRETCH;
         for (int from = 0; from < steps; from += stride) {
@@ -75,22 +81,27 @@ class Forward {
     void finish(const tiles::Window& w) {
         if (!p.z) return tiles::store(y, p.out, w);
         const int steps = tiles::in_rows(w, p.z, p.out);
-        if (steps > 0) p.z.with_type([&](const auto& z) { store_gated(z, w, steps); });
+        if (steps > 0)
+            p.z.with_type([&](const auto& z) {
+                if (streams(w)) store_gated(z, p.out.of<lanes::Streamed>(), w, steps);
+                else store_gated(z, p.out.of<std::decay_t<decltype(*z.data)>>(), w, steps);
+            });
         if (steps == w.steps) return;
         const auto rest = w.from(steps);
         gate(exp2, rest.steps, y + steps, Columns::read(p.z, rest, d), Columns::open(p.out, rest, y + steps));
         Columns::close(p.out, rest, y + steps);
     }
 
-    template <class Element>
-    __attribute__((noinline)) void store_gated(const tiles::ViewOf<Element>& z, const tiles::Window& w, int steps) {
+    template <class Element, class Result>
+    __attribute__((noinline)) void store_gated(const tiles::ViewOf<Element>& z, const tiles::ViewOf<Result>& out,
+                                               const tiles::Window& w, int steps) {
         const lanes::Exp2 power = exp2;
         const auto open = [&](Lanes* rows, int channel, int step) __attribute__((always_inline)) {
             Lanes gates[tiles::BLOCKS];
             tiles::load_rows(gates, z, w, channel, step);
             lanes::gate<tiles::BLOCKS>(power, rows, gates);
         };
-        tiles::store_squares(y, p.out.of<Element>(), w, steps, open);
+        tiles::store_squares(y, out, w, steps, open);
     }
 
     template <bool near>
