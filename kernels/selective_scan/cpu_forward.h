@@ -24,7 +24,8 @@ class Forward {
     Forward(const Problem& problem, const Cut& cut, const Part& of, const Boundaries& boundaries, Scratch& s)
         : p(problem), part(of), states(static_cast<int>(p.states)), most(window_length(p, STRETCH)),
           starts_apart(cut.segments > 1), large(p.rows * p.channels * p.length * p.out.size() >= LARGE),
-          starts(boundaries), rate(s.take(cut.most_blocks() * states)), h(s.take(cut.most_blocks() * states)), y(s.take(most)), d(s.take(most)), spare(s.take(most)),
+          starts(boundaries), rate(s.take(cut.most_blocks() * states)), h(s.take(cut.most_blocks() * states)),
+          y(s.take(most)), d(s.take(most)), spare(s.take(most)),
           B(p, cut, p.B, p.groups_B, part, most, s), C(p, cut, p.C, p.groups_C, part, most, s) {}
 
     void run() {

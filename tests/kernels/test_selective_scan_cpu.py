@@ -108,16 +108,12 @@ def test_the_gate_may_be_of_another_dtype_and_layout(short: str, softplus: bool)
 def test_a_large_result_is_the_same_as_its_parts(length: int) -> None:
     """Those too large for a cache are written past it where rows are whole lines of memory, as of 1040 floats."""
     tensors = as_float32(Case(length, channels=1024, states=2, groups_B=1, groups_C=1, rows=1))
-    by_channel = {"A", "D", "delta_bias"}
+    dims = {"u": 1, "delta": 1, "A": 0, "D": 0, "z": 1, "delta_bias": 0, "initial_state": 1}
 
     def of_channels(first: int, count: int) -> Tensor:
-        dims = {name: 0 if name in by_channel else 1 for name in tensors if name not in ("B", "C")}
-        cut = {name: tensors[name].narrow(dim, first, count) for name, dim in dims.items()}
-        return scan(tensors | cut, "cpu")[0]
+        return scan(tensors | {name: tensors[name].narrow(dim, first, count) for name, dim in dims.items()}, "cpu")[0]
 
-    whole, parts = of_channels(0, 1024), [of_channels(first, 256) for first in range(0, 1024, 256)]
-    assert whole.nbytes > 4 * 2**20 > parts[0].nbytes
-    assert torch.equal(whole, torch.cat(parts, 1))
+    assert torch.equal(of_channels(0, 1024), torch.cat([of_channels(first, 256) for first in range(0, 1024, 256)], 1))
 
 
 def test_gradient_of_either_result_alone() -> None:
