@@ -36,7 +36,7 @@ def tensors(folder: Path) -> dict[str, Stored]:
             opened = safe_open(file, "pt")
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} is no safetensors file that can be read ({error}); fetch it anew") from None
-        found |= {name: Stored(opened, name) for name in opened.keys()}  # noqa: SIM118
+        found |= {name: Stored(opened, name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     return found
 
 

@@ -46,11 +46,6 @@ def plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether autograd follows an operation on these."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     """A tensor's strides; zeros where there is none."""
     return (0,) * rank if tensor is None else tensor.stride()

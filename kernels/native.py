@@ -107,14 +107,6 @@ def plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def any_requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd would follow an operation on these."""
-    for tensor in tensors:  # noqa: SIM110
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
-
-
 class Eager(torch.autograd.Function):
     """An operator's passes in eager mode: `work`, then what was registered with the operator for autograd."""
 
@@ -141,7 +133,7 @@ def run(
     """The operator, or `work`, which is what it does, where nothing but eager mode will see it."""
     if not plain(*tensors):
         return operator(*tensors, *settings)
-    if torch.is_grad_enabled() and any_requires_grad(*tensors):
+    if differentiable(tensors):
         return Eager.apply(work, save, differentiate, *tensors, *settings)
     return work(*tensors, *settings)
 

@@ -102,7 +102,7 @@ def _frontier_notes(frontiers: Sequence[Frontier]) -> list[Line2D]:
     notes = {"frontier, measured": "full" if any(one.fits for one in frontiers) else None,
              "frontier, predicted": "none" if any(not one.fits for one in frontiers) else None}  # fmt: skip
     return [
-        Line2D([], [], color=style.INK, linestyle="", marker="D", fillstyle=fill, label=label)  # type: ignore[arg-type]
+        Line2D([], [], color=style.INK, linestyle="", marker="D", fillstyle=fill, label=label)  # type: ignore[arg-type]  # stubs
         for label, fill in notes.items()
         if fill
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import gpu
+from kernels import gpu, native
 
 RANK = 15
 FALLBACK = False
@@ -24,7 +24,7 @@ _TERMS = 4096  # of a tile
 def additive_attention(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """See `kernels.additive_attention`. Returns context (B, T, E)."""
     given = (query, keys, values, v, mask)
-    eager = gpu.plain(*given) and not gpu.differentiable(*given)
+    eager = gpu.plain(*given) and not native.differentiable(given)
     context, _ = (_attend if eager else attend)(*given)
     return context.to(values.dtype)
 

@@ -35,7 +35,7 @@ class Backward : Pass {
     void run(int64_t task) {
         const int64_t row = task / p.heads, head = task % p.heads;
         pack(key, width, p.key, row, head, 0, p.keys, padded_keys, p.features, 1.0f);
-        for (int64_t k = 0; k < padded_keys; k += PANEL) turn(key_panels + k * width, key + k * width, width);
+        for (int64_t k = 0; k < padded_keys; k += PANEL) turn(key_panels + k * width, key + k * width, PANEL, width);
         pack_panels(value_panels, p.value, row, head, 0, p.keys, padded_keys, 1.0f);
         for (float* sums : {dkey_panels, dvalue_panels}) std::fill_n(sums, padded_keys * width, 0.0f);
         for (int64_t group = 0; group < p.groups; ++group) through_queries(row, head * p.groups + group);

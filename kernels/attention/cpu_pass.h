@@ -116,25 +116,14 @@ inline void unpack(const Heads& to, int64_t row, int64_t head, int64_t first, co
     }
 }
 
-// PANEL rows of `width` to a panel (width, PANEL), in which they lie side by side.
-inline void turn(float* to, const float* from, int64_t width) {
-    for (int64_t i = 0; i < PANEL; i += W)
-        for (int64_t e = 0; e < width; e += W) {
+// (rows, columns) to (columns, rows), whole squares of both. Inlined, as one of the two is known to the compiler.
+LANES_INLINE void turn(float* to, const float* from, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i += W)
+        for (int64_t e = 0; e < columns; e += W) {
             Lanes square[W];
-            for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (i + k) * width + e);
+            for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (i + k) * columns + e);
             lanes::transpose(square);
-            for (int k = 0; k < W; ++k) lanes::store(to + (e + k) * PANEL + i, square[k]);
-        }
-}
-
-// And back.
-inline void turn_back(float* to, const float* from, int64_t width) {
-    for (int64_t i = 0; i < PANEL; i += W)
-        for (int64_t e = 0; e < width; e += W) {
-            Lanes square[W];
-            for (int k = 0; k < W; ++k) square[k] = lanes::load(from + (e + k) * PANEL + i);
-            lanes::transpose(square);
-            for (int k = 0; k < W; ++k) lanes::store(to + (i + k) * width + e, square[k]);
+            for (int k = 0; k < W; ++k) lanes::store(to + (e + k) * rows + i, square[k]);
         }
 }
 
@@ -156,14 +145,14 @@ class Pass {
                      int64_t padded, float factor) const {
         for (int64_t t = 0; t < padded; t += PANEL, to += PANEL * width) {
             pack(spare, width, from, row, head, first + t, count - t, PANEL, p.features, factor);
-            turn(to, spare, width);
+            turn(to, spare, PANEL, width);
         }
     }
 
     void unpack_panels(const Heads& to, int64_t row, int64_t head, int64_t first, const float* from, int64_t count,
                        float factor) const {
         for (int64_t t = 0; t < count; t += PANEL, from += PANEL * width) {
-            turn_back(spare, from, width);
+            turn(spare, from, width, PANEL);
             unpack(to, row, head, first + t, spare, width, std::min(PANEL, count - t), p.features, factor);
         }
     }

@@ -26,7 +26,7 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.causal_conv1d`. Returns out (B, D, L) and the last W - 1 columns (B, D, W - 1)."""
     given = (x, weight, bias, initial_states)
-    eager = gpu.plain(*given) and not gpu.differentiable(*given)
+    eager = gpu.plain(*given) and not native.differentiable(given)
     out = (_convolve if eager else convolve)(*given, silu)
     return out, _last_columns(x, initial_states, weight.shape[1] - 1)
 

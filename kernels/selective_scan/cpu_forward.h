@@ -47,7 +47,9 @@ class Forward {
 
    private:
     // Whether out is written past the caches.
-    bool streams(const tiles::Window& w) const { return large && p.z && tiles::in_lines(w, p.out); }
+    bool streams(const tiles::Window& w) const {
+        return large && tiles::in_rows(w, p.z, p.out) > 0 && tiles::in_lines(w, p.out);
+    }
 
     void read_stretch(int block, int64_t first, int steps) {
         const auto window = part.window(block, first, steps), channels = part.window(block, 0, 1);

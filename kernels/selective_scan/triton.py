@@ -43,7 +43,7 @@ def selective_scan(
     B, C = (_over_time(matrix, u, shared) for matrix in (B, C))
     floats = [None if t is None else t.float() for t in (A, D, delta_bias, initial_state)]
     tensors = (u, delta, floats[0], B, C, floats[1], z, floats[2], floats[3])
-    out, last_state, _ = scan(*tensors, delta_softplus, gpu.differentiable(*tensors))
+    out, last_state, _ = scan(*tensors, delta_softplus, native.differentiable(tensors))
     return out, last_state
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import gpu
+from kernels import gpu, native
 from kernels.selective_state_update import reference
 
 RANK = 15
@@ -40,7 +40,7 @@ def selective_state_update(
     given = (state, x, dt, A, B, C, D, z, dt_bias)
     if in_place:
         return _in_place(*given, dt_softplus), state
-    eager = gpu.plain(*given) and not gpu.differentiable(*given)
+    eager = gpu.plain(*given) and not native.differentiable(given)
     return (_updated if eager else update)(*given, dt_softplus)
 
 
