@@ -40,11 +40,20 @@ constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596303e-8f, LN2 = 0.693147
 constexpr float NEAR = 120.0f;
 
 #if defined(__AVX512F__)
+// x, of which the compiler knows no more than that it is in a register.
+LANES_INLINE Lanes opaque(Lanes x) {
+    asm("" : "+v"(x));
+    return x;
+}
+
 // In a register: GCC would fetch a constant from memory at each use, and a loop can be held up by what it loads.
-inline Lanes held(float x) {
-    Lanes constant = all(x);
-    asm("" : "+v"(constant));
-    return constant;
+inline Lanes held(float x) { return opaque(all(x)); }
+
+// x; what is pinned is computed in the order of the text.
+template <class Vector>
+LANES_INLINE Vector pinned(Vector x) {
+    asm volatile("" : "+v"(x));
+    return x;
 }
 
 // 2^k times a root, of a table in registers, times what is left, by a cubic. Multiplications are what holds a loop up;
@@ -70,17 +79,7 @@ class Exp2 {
         return polynomial(r, 0.0555041087f, 0.240226507f, 0.693147181f) * r * root + root;
     }
 
-    // 2^(k + i / 32) / 16; the low bits of rounded are 32 k + i.
-    LANES_INLINE Lanes root(Lanes rounded) const {
-        const auto index = (__m512i)rounded;
-        const auto found = (Words)_mm512_permutex2var_epi32((__m512i)halves[0], index, (__m512i)halves[1]);
-        return (Lanes)(found + ((Words)rounded << 18));
-    }
-
-    // 16 * 2^r for |r| <= 1 / 64, where the greatest coefficient may as well be 1. Then there is a shift of r, t, which
-    // rids the cubic of its square. At r = 0 it is 16 but for 1.5e-8, which is rounded away; the slope is right to 4e-7.
-    static constexpr float SHIFT = 41.0f / 32;
-    static LANES_INLINE Lanes sixteen(Lanes t) { return t * (t * t + 6.16555452f) + 5.99708128f; }
+    static constexpr float SHIFT = 41.0f / 32;  // see sixteen
 
    public:
     Exp2() {
@@ -95,23 +94,36 @@ class Exp2 {
         return power(rounded, a * b - (rounded - ROUND_16));
     }
 
-    // Of the rounded products, for a few b at a time: their chains of operations run side by side. In two factors, the
-    // one 16 times too large, the other 16 times too small. At 0 neither rounds: h is h times the second times the first.
+    // 2^product is sixteen(rest) times root, which are 16 times too large and too small. At 0 neither rounds: h is h times
+    // the root times sixteen. A product must be opaque, or additions to it would become multiplications.
+    static LANES_INLINE Lanes rounded(Lanes product) { return product + ROUND_32; }  // 32 k + i in its low bits
+    static LANES_INLINE Lanes shifted(Lanes rounded) { return rounded - (ROUND_32 + SHIFT); }
+    static LANES_INLINE Lanes rest(Lanes product, Lanes rounded) { return product - shifted(rounded); }
+
+    // 2^(k + i / 32) / 16
+    LANES_INLINE Lanes root(Lanes rounded) const { return (Lanes)(found(rounded) + exponent(rounded)); }
+    LANES_INLINE Words found(Lanes rounded) const {
+        return (Words)_mm512_permutex2var_epi32((__m512i)halves[0], (__m512i)rounded, (__m512i)halves[1]);
+    }
+    static LANES_INLINE Words exponent(Lanes rounded) { return (Words)rounded << 18; }
+
+    // 16 * 2^r for |r| <= 1 / 64, where the greatest coefficient may as well be 1. Then there is a shift of r, t, which
+    // rids the cubic of its square. At r = 0 it is 16 but for 1.5e-8, which is rounded away; the slope is right to 4e-7.
+    static LANES_INLINE Lanes sixteen(Lanes t) { return sixteen(t, slope(t)); }
+    static LANES_INLINE Lanes sixteen(Lanes t, Lanes slope) { return t * slope + 5.99708128f; }
+    static LANES_INLINE Lanes slope(Lanes t) { return t * t + 6.16555452f; }
+
+    // The two factors, for a few b at a time: their chains of operations run side by side.
     template <int count>
     LANES_INLINE void factors(Lanes a, const Lanes* b, Lanes* first, Lanes* second) const {
-        Lanes rounded[count];
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) {
-            Lanes product = a * b[i];
-            asm("" : "+v"(product));  // additions shall do the rest, so it may not become a part of one
-            first[i] = product;
-        }
+        for (int i = 0; i < count; ++i) first[i] = opaque(a * b[i]);
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) rounded[i] = first[i] + ROUND_32;
+        for (int i = 0; i < count; ++i) second[i] = rounded(first[i]);
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) first[i] = sixteen(first[i] - (rounded[i] - (ROUND_32 + SHIFT)));
+        for (int i = 0; i < count; ++i) first[i] = sixteen(rest(first[i], second[i]));
         LANES_UNROLL
-        for (int i = 0; i < count; ++i) second[i] = root(rounded[i]);
+        for (int i = 0; i < count; ++i) second[i] = root(second[i]);
     }
 
     // In one.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu_segments.h"
+#include "cpu_states.h"
 
 namespace scan {
 
@@ -109,8 +110,29 @@ class Forward {
 
     template <bool near>
     void run_steps(int block, int from, int to, Lanes skip, const tiles::Ahead* ahead) {
-        if (states == 16) run_states<near, 16>(block, from, to, skip, ahead);
+        if (near && states == 16) run_sixteen_states(block, from, to, skip, ahead);
         else run_states<near, 0>(block, from, to, skip, ahead);
+    }
+
+    __attribute__((noinline)) void run_sixteen_states(int block, int from, int to, Lanes skip,
+                                                      const tiles::Ahead* ahead) {
+#if defined(__AVX512F__)
+        const lanes::Exp2 power = exp2;
+        const Lanes* a = rate + block * 16;
+        Lanes *state = h + block * 16, own[16];
+        const auto B_ = B.template at<16>(block, 0), C_ = C.template at<16>(block, 0);
+        LANES_UNROLL
+        for (int n = 0; n < 16; ++n) own[n] = state[n];
+        for (int t = from; t < to; ++t) {
+            const Lanes u = y[t];
+            ahead[t % 4].fetch(t / 4);
+            y[t] = SixteenStates(power, d[t], u, skip * u, a, B_[t], C_[t], own).take();
+        }
+        LANES_UNROLL
+        for (int n = 0; n < 16; ++n) state[n] = own[n];
+#else
+        run_states<true, 16>(block, from, to, skip, ahead);
+#endif
     }
 
     // fixed: the number of states where it is known to the compiler, else 0.
