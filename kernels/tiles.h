@@ -190,11 +190,11 @@ class Ahead {
 
    private:
     // Fetches the ends of all rows, so that the pages on which they lie are looked up at the same time, where turn after
-    // turn would wait for each.
+    // turn would wait for each. Of a row that is fetched in one turn, the first end will do.
     LANES_INLINE void find_pages(int rows) const {
         for (int i = 0; i < rows; ++i) {
             __builtin_prefetch(from + i * row, 0, 2);
-            __builtin_prefetch(from + i * row + lines * line - 1, 0, 2);
+            if (lines > FEW) __builtin_prefetch(from + i * row + lines * line - 1, 0, 2);
         }
     }
 };

@@ -86,7 +86,6 @@ class Backward {
         const tiles::Ahead ahead[] = {// two per group
                                       {p.u, next},  {p.delta, next},  {p.dout, next}, {p.z, next},
                                       {p.du, next}, {p.ddelta, next}, {p.dz, next},   {p.kept, part.kept(p, next)}};
-        for (int t = 0; t < steps; ++t) at.by_x[t] = at.d[t] * lanes::LOG2E;
         const bool near = all_near(most * lanes::LOG2E, A + block * states, states);
         for (Lanes* array : {at.u, at.d, at.g}) std::fill(array + steps, array + filled, Lanes{});  // no-op steps
         for (int t = 0; t < filled; ++t) {
@@ -265,18 +264,20 @@ class Backward {
 
     // What is known after the last group: the gradients of u, delta, D and the bias, over the arrays that led to them.
     void finish(int block, const tiles::Window& w, Lanes skip) {
-        Lanes *total_D = &over_time[rooms.terms.D], *total_bias = &over_time[rooms.terms.bias];
         const Columns du = Columns::open(p.du, w, at.y), ddelta = Columns::open(p.ddelta, w, at.by_decay);
-        for (int t = 0; t < w.steps; ++t) {
-            const Lanes of_delta = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
-            du.set(t, skip * at.g[t] + at.d[t] * at.by_x[t]);
-            ddelta.set(t, of_delta);
-            *total_D += at.g[t] * at.u[t];
-            *total_bias += of_delta;
-            if (t % sums::FOLD == sums::FOLD - 1 || t == w.steps - 1) {
-                over_time.fold(block, rooms.terms.D, 1);
-                over_time.fold(block, rooms.terms.bias, 1);
+        for (int from = 0; from < w.steps; from += sums::FOLD) {
+            Lanes of_D{}, of_bias{};  // sums in registers
+            for (int t = from; t < std::min(from + sums::FOLD, w.steps); ++t) {
+                const Lanes of_delta = (at.u[t] * at.by_x[t] + at.by_decay[t]) * at.slope[t];
+                du.set(t, skip * at.g[t] + at.d[t] * at.by_x[t]);
+                ddelta.set(t, of_delta);
+                of_D += at.g[t] * at.u[t];
+                of_bias += of_delta;
             }
+            over_time[rooms.terms.D] = of_D;
+            over_time[rooms.terms.bias] = of_bias;
+            over_time.fold(block, rooms.terms.D, 1);
+            over_time.fold(block, rooms.terms.bias, 1);
         }
         Columns::close(p.du, w, at.y);
         Columns::close(p.ddelta, w, at.by_decay);
