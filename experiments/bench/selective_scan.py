@@ -66,8 +66,10 @@ def _case(
 
     On a GPU each is timed as one CUDA graph, the loops of small operations excepted: `_calls` tells what a call costs.
     """
-    tensors = draw(rows, channels, length, device, dtype, last)
+    leaves = draw(rows, channels, length, device, dtype, last)
+    plain = _detached(leaves)
     backward = mode != "forward"
+    tensors = leaves if backward else plain
     elements = rows * channels * length
     size = dtype.itemsize
     floor = {"exp": elements * (STATES + 2), "copy": 4 * size * elements}
@@ -87,9 +89,10 @@ def _case(
     if backward:
         among = [name for name in among if name != "associative_scan, compiled"]  # has no backward pass on a CPU
     works: dict[str, Any] = {"ours": lambda: _ours(tensors, "auto")} | {name: contestants[name] for name in among}
-    works = {name: work if isinstance(work, str) else _in_mode(work, tensors, backward) for name, work in works.items()}
+    if backward:
+        works = {name: work if isinstance(work, str) else _both(work, leaves) for name, work in works.items()}
     if backward and among:
-        works["our forward pass alone"] = _in_mode(lambda: _ours(tensors, "auto"), tensors, False)
+        works["our forward pass alone"] = lambda: _ours(plain, "auto")
     if device.type == "cuda":
         works = {
             name: work if isinstance(work, str) or name in _LOOPS else Graphed(work) for name, work in works.items()
@@ -101,7 +104,7 @@ def _case(
 def _calls(backward: bool, device: torch.device) -> Case:
     """Many calls, with or without a graph for gradients, beside as many of the smallest operation of torch."""
     tensors = draw(1, STATES, 1, device)
-    given = tensors if backward else {name: tensor.detach() for name, tensor in tensors.items()}
+    given = tensors if backward else _detached(tensors)
     one = tensors["u"].detach()
 
     def calls() -> None:
@@ -153,19 +156,18 @@ def _ours(tensors: dict[str, Tensor], backend: str) -> Tensor:
     return kernels.selective_scan(u, delta, A, B, C, D, z, bias, True, backend=backend)
 
 
-def _in_mode(work: Work, tensors: dict[str, Tensor], backward: bool) -> Work:
-    """The work without autograd, or with the gradients of all tensors."""
-    cotangent = torch.ones_like(tensors["u"]).detach()
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return work()
+
+def _both(work: Work, leaves: dict[str, Tensor]) -> Work:
+    """The work, then the gradients of all leaves."""
+    cotangent = torch.ones_like(leaves["u"]).detach()
 
     def both() -> tuple[Tensor, ...]:
-        out = work()
-        return torch.autograd.grad(out, list(tensors.values()), cotangent, allow_unused=True)
+        return torch.autograd.grad(work(), list(leaves.values()), cotangent, allow_unused=True)
 
-    return both if backward else forward
+    return both
 
 
 def _compiled(function: Any, tensors: dict[str, Tensor]) -> Work:
