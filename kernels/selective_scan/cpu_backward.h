@@ -63,8 +63,6 @@ class Backward {
     void run_window(int64_t first, int steps) {
         B.read(first, steps);
         C.read(first, steps);
-        dB.clear();
-        dC.clear();
         for (int block = 0; block < part.blocks(); ++block) run_block(block, first, steps);
         dB.store(rooms.over_channels(rooms.dB, part.task, first));
         dC.store(rooms.over_channels(rooms.dC, part.task, first));
@@ -235,7 +233,7 @@ class Backward {
         for (int n = 0; n < count; ++n) {
             LANES_UNROLL
             for (int i = 0; i < QUAD; ++i) terms[i] = g[i] * at.h[first + i + 1][n];
-            if (!per_lane || p.groups_C) dC.add(state + n, first / QUAD, terms);
+            if (!per_lane || p.groups_C) dC.add(block, state + n, first / QUAD, terms);
             else over_time[rooms.terms.C + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
             Lanes later = G_n[n], sum = dA[n];
             const Lanes rate = A_n[n];
@@ -252,7 +250,7 @@ class Backward {
             }
             G_n[n] = later;
             dA[n] = sum;
-            if (!per_lane || p.groups_B) dB.add(state + n, first / QUAD, terms);
+            if (!per_lane || p.groups_B) dB.add(block, state + n, first / QUAD, terms);
             else over_time[rooms.terms.B + state + n] += (terms[0] + terms[1]) + (terms[2] + terms[3]);
         }
         LANES_UNROLL

@@ -27,17 +27,17 @@ struct Terms {
 class ChannelSums {
     const int states, quads;
     Lanes* const terms;  // [state][quad of steps], halved twice
+    const Lanes none{};
 
    public:
     // Windows are so long; of no length if nothing is to be added.
     ChannelSums(int states, int64_t window, Scratch& scratch)
         : states(states), quads(static_cast<int>(window / QUAD)), terms(scratch.take(states * quads)) {}
 
-    void clear() { std::fill_n(terms, states * quads, Lanes{}); }
-
-    // The terms of a block's lanes for the steps of a quad.
-    LANES_INLINE void add(int state, int quad, const Lanes of_steps[QUAD]) {
-        terms[state * quads + quad] += lanes::halve_twice(of_steps);
+    // The terms of a block's lanes for the steps of a quad. The first block finds none there.
+    LANES_INLINE void add(int block, int state, int quad, const Lanes of_steps[QUAD]) {
+        Lanes& all = terms[state * quads + quad];
+        all = *(block == 0 ? &none : &all) + lanes::halve_twice(of_steps);
     }
 
     // to: [state][step].
