@@ -19,7 +19,7 @@ LEAST, MOST = 3, 30
 """Timings of each contestant: at least, at most."""
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
 """What the timings of one case may take together, beyond the least number of them; a GPU is not shared."""
-SHORT = 0.5
+SHORT = 4.0
 """Seconds; what takes less is run more than once in its turn, and the first run does not count."""
 
 IN_A_ROW = {"cpu": 0.5, "cuda": 0.01}
