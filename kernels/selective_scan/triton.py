@@ -79,7 +79,8 @@ def scan(
         return results
     from kernels.selective_scan import _triton_kernels
 
-    A, D, bias, initial = (None if t is None else t.contiguous() for t in (A, D, bias, initial))  # type: ignore[assignment]
+    A = A.contiguous()
+    D, bias, initial = (None if t is None else t.contiguous() for t in (D, bias, initial))
     block = _block(A, u.shape[1] // B.shape[1])
     with torch.cuda.device_of(u):
         _triton_kernels.forward[_grid(u, B)](
@@ -163,7 +164,8 @@ def scan_backward(
     results = _scan_backward_results(dout, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     if u.numel() == 0:
         return [result.zero_() for result in results]
-    A, D, bias = (None if t is None else t.contiguous() for t in (A, D, bias))  # type: ignore[assignment]
+    A = A.contiguous()
+    D, bias = (None if t is None else t.contiguous() for t in (D, bias))
     like_u = [u.new_empty(u.shape, dtype=torch.float32) for _ in range(3 if z is not None else 2)]
     dB, dC = (torch.empty_like(matrix, memory_format=torch.contiguous_format) for matrix in (B, C))
     flow, sums = dlast.contiguous(), []
